@@ -1,0 +1,91 @@
+"""Results: the scores of one run with where they came from; the relative gain `delta_mtl`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from multidense.files import read_json, write_json
+from multidense.types import SCORES, MultidenseError, Score
+
+
+@dataclass(frozen=True)
+class Results:
+    """What one network scored, and everything needed to believe it.
+
+    `scores` maps `task.score` to a number in the score's unit: the columns that published tables have, and over which `delta_mtl` is
+    taken. `further` holds more of the same kind; `per_class` maps task to class name to IoU in per cent. `provenance` says which data,
+    labels, settings, seed, versions and machine; `cost` has parameters, multiply–adds, seconds and memory.
+    """
+
+    scores: Mapping[str, float]
+    further: Mapping[str, float] = field(default_factory=dict)
+    per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    provenance: Mapping = field(default_factory=dict)
+    cost: Mapping[str, float] = field(default_factory=dict)
+
+    def save(self, path: Path) -> None:
+        """Write JSON, whole or not at all; a score that is not a number is written as null."""
+        write_json(path, _null_for_nan(asdict(self)))
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """Read what `save` wrote."""
+        data = read_json(path)
+        known = set(cls.__dataclass_fields__)
+        if "scores" not in data or not set(data) <= known:
+            raise MultidenseError(f"{path} is not a results file: expected the keys {', '.join(sorted(known))}")
+        data["scores"] = {name: math.nan if value is None else value for name, value in data["scores"].items()}
+        return cls(**data)
+
+    def __str__(self) -> str:
+        lines = [f"{name:<24}{value:>10.4g} {score_of(name).unit}".rstrip() for name, value in self.scores.items()]
+        return "\n".join(lines)
+
+
+def score_of(name: str) -> Score:
+    """What the score behind `task.score` is: its unit and direction."""
+    score = SCORES.get(name.rpartition(".")[2])
+    if score is None or "." not in name:
+        raise MultidenseError(
+            f"unknown score {name!r}: expected 'task.score' with a score out of {', '.join(SCORES)}"
+        )
+    return score
+
+
+def relative_gains(
+    scores: Results | Mapping[str, float], baseline: Results | Mapping[str, float]
+) -> dict[str, float]:
+    """Each score's change against the baseline in per cent, positive where it is better."""
+    ours, theirs = (data.scores if isinstance(data, Results) else data for data in (scores, baseline))
+    if not ours:
+        raise MultidenseError("delta_mtl needs at least one score, found none")
+    if set(ours) != set(theirs):
+        only = sorted(set(ours) ^ set(theirs))
+        raise MultidenseError(f"delta_mtl compares the same scores on both sides; only one side has {', '.join(only)}")
+    gains = {}
+    for name, value in ours.items():
+        sign = 1 if score_of(name).higher_is_better else -1
+        reference = theirs[name]
+        gains[name] = 100 * sign * (value - reference) / reference if reference else math.nan
+    return gains
+
+
+def delta_mtl(scores: Results | Mapping[str, float], baseline: Results | Mapping[str, float]) -> float:
+    """Mean relative gain over the baseline in per cent, over all scores given, each signed by its direction.
+
+    HiTTs, equation (9). The printed formula is a sum; the mean over all columns (not first per task) reproduces every published
+    value. Plain mappings look like `{"semseg.mIoU": 35.81, "depth.absErr": 0.554, "normals.mErr": 28.5}`.
+    """
+    gains = relative_gains(scores, baseline)
+    return sum(gains.values()) / len(gains)
+
+
+def _null_for_nan(data):
+    if isinstance(data, dict):
+        return {key: _null_for_nan(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_null_for_nan(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
