@@ -31,6 +31,12 @@ class Solids(NamedTuple):
     turn: np.ndarray
     taper: np.ndarray
 
+    def reach(self) -> np.ndarray:
+        """Radius [S] of the bounding spheres."""
+        across, along, up = self.half.T
+        flat = np.where(self.shape == BOX, across**2 + along**2, across**2)
+        return np.sqrt(np.where(self.shape == BALL, 0, up**2) + flat)
+
     def select(self, keep: np.ndarray) -> "Solids":
         """The solids where `keep` [S] is true."""
         return Solids(*(column[keep] for column in self))
@@ -41,7 +47,8 @@ class Hits(NamedTuple):
 
     depth: [N] in lengths of the ray's direction. owner: [N] index of the solid, or S + WALL, FLOOR, CEILING.
     point, normal: [N 3] world; the normal is unit and faces the eye. surface: [N 2] metres on the surface from the
-    middle of the face (horizontal, then vertical). relative: [N 2] the same with the face's border at -1 and 1.
+    middle of the face (horizontal, then vertical). relative: [N 2] along a box's width and height, or the longitude and
+    the height of what is round, from -1 to 1.
     """
 
     depth: np.ndarray
@@ -59,21 +66,23 @@ class Light(NamedTuple):
     colour: np.ndarray
 
 
-class Materials(NamedTuple):
-    """Looks of M things. pattern: [M]. colours: [M 3 3] linear RGB of the ground, its variation and the trim.
-    scale: [M] metres of one repeat. phase: [M] offset of the pattern. glow: [M] light given off. gloss: [M] mirror-like
-    share."""
+class Material(NamedTuple):
+    """The look of one thing, or of M things with every field stacked to [M].
 
-    pattern: np.ndarray
+    pattern: one of PLAIN to PARCEL. colours: [3 3] linear RGB of the ground, its variation and the trim. scale: metres
+    of one repeat. phase: offset of the pattern. glow: light given off. gloss: strength of the highlights.
+    """
+
+    pattern: int | np.ndarray
     colours: np.ndarray
-    scale: np.ndarray
-    phase: np.ndarray
-    glow: np.ndarray
-    gloss: np.ndarray
+    scale: float | np.ndarray
+    phase: float | np.ndarray
+    glow: float | np.ndarray
+    gloss: float | np.ndarray
 
 
 def cast(origin: np.ndarray, directions: np.ndarray, solids: Solids, room_half: np.ndarray) -> Hits:
-    """What rays from `origin` [3] along `directions` [N 3] meet in a room of half sizes `room_half` [3].
+    """What rays from `origin` [3], float32, along `directions` [N 3] meet in a room of half sizes `room_half` [3].
 
     The room is centred on the world's origin in x and y and stands on z = 0.
     """
@@ -83,7 +92,7 @@ def cast(origin: np.ndarray, directions: np.ndarray, solids: Solids, room_half: 
     front = np.flatnonzero(near < depth)
     depth[front] = near[front]
     point = origin + depth[:, None] * directions
-    surface, relative = _box_face(point - (0, 0, room_half[2]), normal, room_half)
+    surface, relative = _box_face(point - _middle(room_half), normal, room_half)
     owner += count
     owner[front] = solid[front]
     normal[front], surface[front], relative[front] = _solid_surface(
@@ -103,7 +112,7 @@ def light_up(hits: Hits, eye: np.ndarray, lights: list[Light], casters: Solids, 
         lit = np.flatnonzero(slant > 0)
         reach, _ = _nearest(light.position, away[lit], casters)
         lit = lit[reach > 0.998]  # the surface itself lies at 1
-        received = light.colour * (slant[lit] / (0.3 + distance[lit] ** 2))[:, None]
+        received = light.colour * (slant[lit] / (0.5 + distance[lit] ** 2))[:, None]
         halfway = _unit(to_eye[lit] - away[lit] / distance[lit, None])
         diffuse[lit] += received
         mirrored[lit] += received * (gloss[lit] * np.maximum(_dot(hits.normal[lit], halfway), 0) ** 40)[:, None]
@@ -113,7 +122,7 @@ def light_up(hits: Hits, eye: np.ndarray, lights: list[Light], casters: Solids, 
 def openness(hits: Hits, room_half: np.ndarray) -> np.ndarray:
     """Share [N] of the ambient light that arrives: less where another surface of the room is close."""
     share = np.ones_like(hits.depth)
-    centre = np.array([0, 0, room_half[2]], np.float32)
+    centre = _middle(room_half)
     for axis in range(3):
         for side in (-1, 1):
             gap = room_half[axis] - side * (hits.point[:, axis] - centre[axis])
@@ -122,7 +131,7 @@ def openness(hits: Hits, room_half: np.ndarray) -> np.ndarray:
     return share
 
 
-def paint(hits: Hits, materials: Materials, pixel_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def paint(hits: Hits, materials: Material, pixel_size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Albedo [N 3] and glow [N 3] of the hits; `pixel_size` [N] in metres on the surface fades what is too fine."""
     which = materials.pattern[hits.owner]
     variation, trim = np.zeros_like(hits.depth), np.zeros_like(hits.depth)
@@ -148,11 +157,16 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.sqrt(_dot(vectors, vectors))[:, None]
 
 
+def _middle(room_half: np.ndarray) -> np.ndarray:
+    """The centre [3] of the room, which stands on the floor."""
+    return room_half * np.float32([0, 0, 1])
+
+
 def _room_exit(origin, directions, room_half):
     """Distance [N], inward normal [N 3] and surface [N] of the room where the rays leave it."""
-    start = origin - (0, 0, room_half[2])
+    start = origin - _middle(room_half)
     away = np.where(directions >= 0, np.float32(1), np.float32(-1))
-    leave = (room_half * away - start.astype(np.float32)) / (directions + 1e-9 * away)
+    leave = (room_half * away - start) / (directions + 1e-9 * away)
     axis = leave.argmin(axis=1)
     rows = np.arange(len(directions))
     normal = np.zeros_like(directions)
@@ -178,15 +192,16 @@ def _nearest(origin, directions, solids):
 
 def _candidates(origin, directions, solids):
     """Pairs (solid, ray), sorted by solid, whose ray passes through the solid's bounding sphere."""
-    offset = (solids.centre - origin).astype(np.float32)
-    tangent = _dot(offset, offset) - _dot(solids.half, solids.half)
-    needed = np.where(tangent > 0, np.sqrt(np.maximum(tangent, 0)), -np.inf)  # an eye within the sphere sees it anywhere
+    offset = solids.centre - origin
+    tangent = _dot(offset, offset) - solids.reach() ** 2
+    # An eye within the sphere sees it in every direction.
+    needed = np.where(tangent > 0, np.sqrt(np.maximum(tangent, 0)), -np.inf)
     return np.nonzero(offset @ _unit(directions).T > needed[:, None])
 
 
 def _localise(origin, directions, rays, ids, solids):
     """Start and direction [3 M] of pairs of ray and solid, in the frame where the solid is of unit size."""
-    offset = (origin - solids.centre).astype(np.float32)
+    offset = origin - solids.centre
     cosine, sine = solids.turn.T
     start = np.stack([cosine * offset[:, 0] + sine * offset[:, 1], cosine * offset[:, 1] - sine * offset[:, 0],
                       offset[:, 2]]) / solids.half.T  # fmt: skip
@@ -290,11 +305,10 @@ def _angles(x, y, height):
 
 
 def _box_face(place, normal, half):
-    """Coordinates on the face of a box, in metres and relative to its border: [M 2], [M 2]."""
+    """Metres [M 2] on the face of a box, and where its width and height [M 2] are, from -1 to 1."""
     axis = np.abs(normal).argmax(axis=1)
     rows, columns = np.arange(len(axis))[:, None], np.stack([axis == 0, np.where(axis == 2, 1, 2)], axis=1).astype(int)
-    surface = place[rows, columns].astype(np.float32)
-    return surface, surface / np.broadcast_to(half, place.shape)[rows, columns]
+    return place[rows, columns], (place / half)[:, ::2]
 
 
 def _noise(u, v):
@@ -309,7 +323,7 @@ def _noise(u, v):
     return low + y * (high - low)
 
 
-# A pattern maps the surface in repeats (u, v), the same relative to the face (a, b) and a phase, all [M], to how far
+# A pattern maps the surface in repeats (u, v), the place relative to the whole (a, b) and a phase, all [M], to how far
 # the ground colour turns into the variation and how much of the trim covers both.
 
 
@@ -357,7 +371,8 @@ def _door(u, v, a, b, phase):
 def _picture(u, v, a, b, phase):
     border = np.maximum(np.abs(a), np.abs(b))
     hills = b + 0.4 < 0.9 * _noise(2 * a + phase, 0 * a + phase)
-    return np.where(border > 0.7, 0.05, np.where(hills, 1, 0.3 * _noise(3 * a, 4 * b))), (border > 0.85).astype(np.float32)
+    art = np.where(hills, 1, 0.3 * _noise(3 * a, 4 * b))
+    return np.where(border > 0.7, 0.05, art), (border > 0.85).astype(np.float32)
 
 
 def _beach_ball(u, v, a, b, phase):
