@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
+
+import torch
 
 from multidense.files import read_json, write_json
 from multidense.types import SCORES, MultidenseError, Score
+from multidense.version import __version__
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,8 @@ class Results:
 
 def score_of(name: str) -> Score:
     """What the score behind `task.score` is: its unit and direction."""
-    score = SCORES.get(name.rpartition(".")[2])
-    if score is None or "." not in name:
+    score = SCORES.get(name.partition(".")[2])
+    if score is None:
         raise MultidenseError(
             f"unknown score {name!r}: expected 'task.score' with a score out of {', '.join(SCORES)}"
         )
@@ -89,3 +97,29 @@ def _null_for_nan(data):
     if isinstance(data, list | tuple):
         return [_null_for_nan(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def environment() -> dict:
+    """Commit, versions and machine, for the provenance of a result."""
+    return {
+        "commit": _commit(),
+        "versions": {name: version(name) for name in ("torch", "lightning", "numpy", "pillow")}
+        | {"multidense": __version__, "python": platform.python_version()},
+        "machine": {"processor": platform.machine(), "system": platform.system(), "cores": os.cpu_count()} | _accelerator(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit this package's sources stand at, with a plus if they were changed since; None outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        status = subprocess.run(["git", "status", "--porcelain", "."], cwd=here, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return commit.stdout.strip() + ("+" if status.stdout.strip() else "") if commit.returncode == 0 else None
+
+
+def _accelerator() -> dict:
+    return {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}

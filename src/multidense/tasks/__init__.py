@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
+from dataclasses import fields
 
+from multidense.suggest import nearest
 from multidense.task import Task
 from multidense.tasks.depth import Depth
 from multidense.tasks.edges import Edges
@@ -25,18 +26,13 @@ def from_spec(spec: Mapping) -> Task:
     settings = dict(spec)
     name = settings.pop("task", None)
     if name not in TASKS:
-        raise MultidenseError(f"unknown task {name!r}{_nearest(str(name), TASKS)}; there are {', '.join(TASKS)}")
+        raise MultidenseError(f"unknown task {name!r}{nearest(str(name), TASKS)}; there are {', '.join(TASKS)}")
     kind = TASKS[name]
-    known = [key for key in kind.__dataclass_fields__ if key != "codebook"]
+    known = [f.name for f in fields(kind) if f.name != "codebook"]
     for key in settings:
         if key not in known:
-            raise MultidenseError(f"task {name}: unknown setting {key!r}{_nearest(key, known)}; there are {', '.join(known)}")
+            raise MultidenseError(f"task {name}: unknown setting {key!r}{nearest(key, known)}; there are {', '.join(known)}")
     try:
         return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()})
     except (TypeError, ValueError) as error:
         raise MultidenseError(f"task {name}: {error}") from error
-
-
-def _nearest(word: str, known) -> str:
-    near = difflib.get_close_matches(word, list(known), 1)
-    return f" (did you mean {near[0]!r}?)" if near else ""

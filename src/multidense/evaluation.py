@@ -1,0 +1,134 @@
+"""Evaluation: a network and labelled data give Results; and the pictures that a report shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from multidense import pictures
+from multidense.data import Reader, collate
+from multidense.discovery import Discovered, batches
+from multidense.files import write_json, written_aside
+from multidense.models.cost import count_parameters, multiply_adds
+from multidense.models.multitask import MultiTask, weights_hash
+from multidense.progress import Reporter, silent
+from multidense.results import Results, environment
+from multidense.task import Task
+from multidense.types import MultidenseError
+
+LARGEST_PICTURE = 320
+"""Pictures in reports are at most this wide; the files of a discovery have every pixel."""
+
+
+def evaluate(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: Reporter = silent) -> Results:
+    """Score every task that `data` is annotated for, at the size of its samples, without augmentation.
+
+    All scores are pooled over pixels (or images, where a score says so) of the whole set, so they do not depend on `batch_size`.
+    Results say nothing of training settings: whoever knows them adds them to `provenance`.
+    """
+    if not len(data):
+        raise MultidenseError(f"there is nothing to evaluate on: '{data.name}' has no image in its split '{data.split}'")
+    wanted = {task.name for task in data.tasks}
+    tasks = [task for task in model.tasks if task.name in wanted]
+    meters = {task.name: task.meter() for task in tasks}
+    device = next(model.parameters()).device
+    training, seen = model.training, dict.fromkeys(meters, 0)
+    model.eval()
+    for indices, samples in reporter.track(batches(data, batch_size), "evaluating", len(data), size=lambda item: len(item[0])):
+        batch = collate(samples, tasks).to(device)
+        with torch.no_grad():
+            outputs = model(batch.image)
+        for name, meter in meters.items():
+            if batch.annotated[name].any():
+                meter.update(outputs.logits[name], batch.targets[name])
+                seen[name] += int(batch.annotated[name].sum())
+    model.train(training)
+
+    scores, further, per_class = {}, {}, {}
+    for task in tasks:
+        if not seen[task.name]:
+            continue
+        computed = meters[task.name].compute()
+        headline = {score.name for score in task.scores}
+        scores |= {f"{task.name}.{score.name}": computed[score.name] for score in task.scores}
+        further |= {f"{task.name}.{name}": value for name, value in computed.items() if name not in headline}
+        if hasattr(meters[task.name], "per_class"):
+            names = data.class_names.get(task.name) or task.group_names
+            per_class[task.name] = dict(zip(names, meters[task.name].per_class(), strict=True))
+    size = tuple(data.load(0, ()).image.shape[-2:])
+    return Results(
+        scores=scores,
+        further=further,
+        per_class=per_class,
+        provenance={
+            "data": data.provenance(),
+            "images": seen,
+            "network": {"hash": weights_hash(model), "spec": model.spec},
+            **environment(),
+        },
+        cost={"parameters": count_parameters(model), "multiply_adds": multiply_adds(model, size)},
+    )
+
+
+def prediction_pictures(model: MultiTask, data: Reader, indices: Sequence[int], folder: Path) -> None:
+    """`folder/split/id/task.prediction.png` and `.confidence.png` for some images."""
+    for index in indices:
+        sample = data.load(index, ())
+        place = _place(folder, data, index)
+        for task in model.tasks:
+            value, confidence = model.predict(sample.image)[task.name]
+            _save(place / f"{task.name}.prediction.png", task.picture(value.reshape(value.shape[-3:]).cpu()))
+            if task.has_confidence:
+                shares = confidence.reshape(confidence.shape[-2:]).cpu().numpy()
+                _save(place / f"{task.name}.confidence.png", pictures.colour_share(shares))
+
+
+def truth_pictures(data: Reader, indices: Sequence[int], folder: Path, labelled: Reader | None = None) -> None:
+    """`folder/split/id/input.png` and `task.truth.png`; `labels.json` says what `labelled` (the training's view) shows."""
+    for index in indices:
+        sample = data[index]
+        place = _place(folder, data, index)
+        _save(place / "input.png", pictures.from_image(sample.image.numpy()))
+        for task in data.tasks:
+            if task.name in sample.targets:
+                target = sample.targets[task.name]
+                _save(place / f"{task.name}.truth.png", task.picture(target.value, target.valid))
+        if labelled is not None:
+            write_json(place / "labels.json", {"labelled": sorted(labelled.annotated(index))})
+
+
+def discovered_pictures(found: Discovered, data: Reader, indices: Sequence[int], folder: Path) -> None:
+    """`folder/split/id/task.discovered.png` and `.confidence.png`, what was not kept hatched out."""
+    for index in indices:
+        place = _place(folder, data, index)
+        for task in found.tasks:
+            label = found.label(task.name, data.ids[index])
+            if label is not None:
+                _save(place / f"{task.name}.discovered.png", task.picture(label.value, label.valid))
+                confidence = found.confidence(task.name, data.ids[index])
+                _save(place / f"{task.name}.confidence.png", pictures.colour_share(confidence[0].numpy()))
+
+
+def save_prediction(task: Task, value: Tensor, confidence: Tensor, folder: Path, name: str) -> None:
+    """One prediction as people use it: the value in the task's file format, a picture of it, and the confidence."""
+    task.write(folder / task.name / f"{name}{task.file_suffix}", value)
+    _save(folder / task.name / f"{name}.picture.png", task.picture(value))
+    if task.has_confidence:
+        _save(folder / task.name / f"{name}.confidence.png", pictures.grey(confidence[0].numpy()))
+
+
+def _place(folder: Path, data: Reader, index: int) -> Path:
+    return Path(folder) / data.split / data.ids[index].replace("/", "__")
+
+
+def _save(path: Path, picture) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(picture)
+    if image.width > LARGEST_PICTURE:
+        image = image.resize((LARGEST_PICTURE, round(image.height * LARGEST_PICTURE / image.width)), Image.Resampling.NEAREST)
+    with written_aside(path) as beside:
+        image.save(beside)

@@ -1,0 +1,445 @@
+"""Training: one visible loop on Lightning Fabric. Seeded, resumable at any moment, any number of devices.
+
+The order of images is a function of (seed, epoch), an image's augmentation of (seed, epoch, index), the learning rate of the step: a
+checkpoint needs only weights, optimiser, counters and the generator's state, and a resumed run ends in the same weights, bit for bit
+on the CPU.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from multidense.compat import mend_torchvision
+from multidense.data import Augment, Augmented, Reader, collate
+from multidense.discovery import Discovered
+from multidense.files import read_json, write_json, write_text, written_aside
+from multidense.models.multitask import MultiTask, load_model
+from multidense.objective import Objective, Terms
+from multidense.progress import Reporter, silent
+from multidense.suggest import nearest
+from multidense.types import Batch, MultidenseError, Outputs
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    Args:
+        epochs: passes over the training images.
+        batch_size: images a step, over all devices together.
+        lr: learning rate of Adam at the start.
+        weight_decay: Adam's weight decay (L2, as in the papers).
+        schedule: "step" multiplies the rate by `decay` at each of `milestones`; "poly" is (1 − progress)^0.9; or "constant".
+        milestones: shares of the training at which "step" acts.
+        decay: factor of "step".
+        clip: largest gradient norm; 0 clips nothing.
+        objective: weights of the terms.
+        augment: what is drawn for each image.
+        checkpoint_every: steps between checkpoints; one is also written after every epoch.
+        workers: processes that load data beside the training; 0 loads in it.
+        threads: CPU threads of a process; 0 leaves torch's choice. Results are equal bit for bit only for equal numbers.
+        accelerator: "cpu", "cuda", "mps" or "auto".
+        devices: how many of them; more than one trains in as many processes.
+        precision: as Lightning Fabric names it: "32-true", "bf16-mixed", …
+    """
+
+    epochs: int = 40
+    batch_size: int = 4
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: Literal["step", "poly", "constant"] = "step"
+    milestones: tuple[float, ...] = (0.5, 0.75)
+    decay: float = 0.5
+    clip: float = 0.0
+    objective: Objective = field(default_factory=Objective)
+    augment: Augment = field(default_factory=Augment)
+    checkpoint_every: int = 200
+    workers: int = 0
+    threads: int = 1
+    accelerator: str = "auto"
+    devices: int = 1
+    precision: str = "32-true"
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size", "checkpoint_every", "devices"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"training.{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("weight_decay", "clip", "workers", "threads"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"training.{name} must not be negative, found {getattr(self, name)}")
+        if not self.lr > 0:
+            raise ValueError(f"training.lr must be positive, found {self.lr}")
+        if self.batch_size % self.devices:
+            raise ValueError(f"training.batch_size ({self.batch_size}) must be a multiple of devices ({self.devices})")
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate at `step` of `steps`."""
+        progress = step / steps
+        if self.schedule == "step":
+            return self.lr * self.decay ** sum(progress >= milestone for milestone in self.milestones)
+        return self.lr * (1 - progress) ** 0.9 if self.schedule == "poly" else self.lr
+
+
+def fit(
+    model: MultiTask,
+    data: Reader,
+    *,
+    discovered: Discovered | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    seed: int = 0,
+    settings: Training | None = None,
+    reporter: Reporter = silent,
+    **overrides,
+) -> MultiTask:
+    """Train `model` on `data`, and on what was `discovered` for it; the trained model comes back, in evaluation mode.
+
+    Args:
+        model: from `build_model`. Codebooks that are not fitted yet are inherited from `discovered`, or fitted on the labels of `data`.
+        data: a reader; what it is not annotated for is not seen.
+        discovered: from `discover()`: adds L_p and L_f (HiTTs, equation 8).
+        out: folder for checkpoint, history and the finished `model/`. None keeps nothing.
+        resume: go on from the folder's checkpoint, or return its finished model; the settings must be the same.
+        seed: of order, augmentation and anything random in the network (its weights were drawn by `build_model`).
+        settings: a `Training`; its fields may also be given as keywords, such as `epochs=5`.
+    """
+    settings = _settings(settings, overrides)
+    folder = Path(out) if out else None
+    if folder is None:
+        return _fit(model, data, discovered, None, seed, settings, reporter)
+    request = {
+        "model": model.spec,
+        "training": asdict(settings),
+        "seed": seed,
+        "data": data.provenance(),
+        "discovered": discovered.identity if discovered else None,
+    }
+    with _held(folder):
+        if _finished(folder, request, resume):
+            return load_model(folder / "model").eval()
+        write_json(folder / "training.json", request)
+        return _fit(model, data, discovered, folder, seed, settings, reporter)
+
+
+def _fit(
+    model: MultiTask,
+    data: Reader,
+    discovered: Discovered | None,
+    folder: Path | None,
+    seed: int,
+    settings: Training,
+    reporter: Reporter,
+) -> MultiTask:
+    mend_torchvision()
+    from lightning.fabric import Fabric
+
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision)
+    fabric.launch()
+    torch.manual_seed(seed)
+    fit_codebooks(model, data, discovered, seed)
+    source = discovered.attach(data) if discovered else data
+    augmented = Augmented(source, settings.augment, seed)
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+    network, optimizer = fabric.setup(_AsMapping(model), optimizer)
+    per_epoch = -(-len(data) // settings.batch_size)
+    steps = per_epoch * settings.epochs
+    state = _State.restore(folder, model, optimizer)
+    curves = _Curves(folder, state.step // per_epoch) if fabric.is_global_zero else None
+
+    network.train()
+    with reporter.work("training", steps, state.step) as advance:
+        while state.step < steps:
+            epoch, first = divmod(state.step, per_epoch)
+            augmented.set_epoch(epoch)
+            order = np.random.default_rng((seed, epoch)).permutation(len(data)).tolist()
+            for batch in _loader(augmented, order, first, settings, fabric, model.tasks):
+                began = time.perf_counter()
+                for group in optimizer.param_groups:
+                    group["lr"] = settings.rate(state.step, steps)
+                batch = batch.to(fabric.device)
+                if discovered:
+                    batch = discovered.complete(batch)
+                outputs = Outputs(**network(batch.image))
+                terms = settings.objective.terms(model.tasks, outputs, batch)
+                loss = settings.objective.total(model.tasks, terms)
+                optimizer.zero_grad()
+                fabric.backward(loss)
+                norm = fabric.clip_gradients(network, optimizer, max_norm=settings.clip or float("inf"), error_if_nonfinite=False)
+                if not (loss.isfinite() and norm.isfinite()):
+                    raise MultidenseError(_not_finite(terms, batch, state.step, epoch, folder))
+                optimizer.step()
+                state.add(terms, loss, time.perf_counter() - began)
+                advance(1, f"loss {state.mean_loss:.3f}")
+                if state.step % per_epoch == 0:
+                    state.end_epoch(epoch, settings.rate(state.step - 1, steps))
+                    if curves:
+                        curves.write(state.history)
+                if state.step % per_epoch == 0 or state.step % settings.checkpoint_every == 0:
+                    if fabric.is_global_zero and folder:
+                        state.save(folder, model, optimizer)
+    if curves:
+        curves.close()
+    model.eval()
+    if folder and fabric.is_global_zero:
+        model.save_pretrained(folder / "model.new")
+        write_json(folder / "cost.json", state.cost(fabric.device))
+        os.rename(folder / "model.new", folder / "model")
+        (folder / _State.file).unlink(missing_ok=True)
+    fabric.barrier()
+    return model
+
+
+def fit_codebooks(model: MultiTask, data: Reader, discovered: Discovered | None, seed: int) -> None:
+    """Give every codebook its centres: inherited from the first stage, else fitted on the labelled pixels of `data` alone."""
+    for task in model.tasks:
+        if not task.codebook_size or task.name in model.codebooks:
+            continue
+        if discovered and task.name in discovered.codebooks:
+            model.set_codebook(task.name, discovered.codebooks[task.name])
+            continue
+        labelled = (i for i in range(len(data)) if task.name in data.annotated(i))
+        try:
+            codebook = task.fit_codebook((data.load(i, [task.name]).targets[task.name] for i in labelled), seed)
+        except ValueError as error:
+            raise MultidenseError(f"the codebook of '{task.name}' cannot be fitted: {error}") from error
+        model.set_codebook(task.name, codebook)
+
+
+def _settings(settings: Training | None, overrides: dict) -> Training:
+    known = [f.name for f in fields(Training)]
+    for name in overrides:
+        if name not in known:
+            raise MultidenseError(f"fit has no setting {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    try:
+        return replace(settings or Training(), **overrides)
+    except ValueError as error:
+        raise MultidenseError(str(error)) from error
+
+
+def _loader(augmented: Augmented, order: list[int], first: int, settings: Training, fabric, tasks) -> Iterator[Batch]:
+    """The batches of an epoch from batch `first` on; each process takes its share of every batch."""
+    size, share = settings.batch_size, settings.batch_size // fabric.world_size
+    begin = fabric.global_rank * share
+    chunks = [order[i : i + size][begin : begin + share] for i in range(first * size, len(order), size)]
+    if fabric.world_size > 1:  # every process must take part in every step, also in a short last one
+        chunks = [chunk or order[:1] for chunk in chunks]
+    unfitted = tuple(task.with_codebook(None) for task in tasks)
+    return iter(
+        DataLoader(
+            augmented,
+            batch_sampler=chunks,
+            num_workers=settings.workers,
+            collate_fn=_Collate(unfitted),
+            generator=torch.Generator(),  # or making the iterator would draw from the global one
+            pin_memory=fabric.device.type == "cuda",
+        )
+    )
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """`collate` with its tasks, in a form that worker processes can be sent."""
+
+    tasks: tuple
+
+    def __call__(self, samples: list) -> Batch:
+        return collate(samples, self.tasks)
+
+
+class _AsMapping(nn.Module):
+    """The model with its outputs as a plain mapping, because Fabric walks through what a network returns and refuses frozen classes."""
+
+    def __init__(self, model: MultiTask):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> dict:
+        return vars(self.model(image))
+
+
+class _State:
+    """Where a training is: counters, running sums, history; kept with weights and optimiser in one file."""
+
+    file = "checkpoint.pt"
+
+    def __init__(self):
+        self.step, self.seconds = 0, 0.0
+        self.sums: dict[str, float] = {}
+        self.count = 0
+        self.history: list[dict[str, float]] = []
+
+    @classmethod
+    def restore(cls, folder: Path | None, model: MultiTask, optimizer) -> _State:
+        """The state of the folder's checkpoint, put into model, optimiser and generator; a new one where there is none."""
+        state = cls()
+        if folder is None or not (folder / cls.file).exists():
+            return state
+        try:
+            saved = torch.load(folder / cls.file, weights_only=True, map_location="cpu")
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+        except Exception as error:  # torch names a damaged file in a dozen ways
+            raise MultidenseError(
+                f"{folder / cls.file} cannot be read ({str(error).splitlines()[0]}): delete it to begin this training anew"
+            ) from error
+        torch.set_rng_state(saved["rng"])
+        if saved["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(saved["cuda_rng"])
+        state.step, state.seconds, state.count = saved["step"], saved["seconds"], saved["count"]
+        state.sums, state.history = saved["sums"], saved["history"]
+        return state
+
+    def save(self, folder: Path, model: MultiTask, optimizer) -> None:
+        """Write everything beside the last checkpoint, then take its place."""
+        saved = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "step": self.step,
+            "seconds": self.seconds,
+            "count": self.count,
+            "sums": self.sums,
+            "history": self.history,
+        }
+        with written_aside(folder / self.file) as beside:
+            try:
+                torch.save(saved, beside)
+            except RuntimeError as error:  # torch's writer reports a full disk as a RuntimeError
+                raise OSError(f"the checkpoint could not be written ({str(error).splitlines()[0]}); is the disk full?") from error
+
+    def add(self, terms: Terms, loss: Tensor, seconds: float) -> None:
+        """One step was made."""
+        self.step, self.count, self.seconds = self.step + 1, self.count + 1, self.seconds + seconds
+        values = {f"{term}.{name}": value.mean() for term, by_task in terms.items() for name, value in by_task.items()}
+        for name, value in ({"loss": loss} | values).items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+
+    @property
+    def mean_loss(self) -> float:
+        return self.sums["loss"] / self.count if self.count else self.history[-1]["loss"]
+
+    def end_epoch(self, epoch: int, rate: float) -> None:
+        """Means of the epoch go into the history, and the sums begin anew."""
+        means = {name: total / self.count for name, total in self.sums.items()}
+        self.history.append({"epoch": epoch + 1, "step": self.step, "lr": rate, **means})
+        self.sums, self.count = {}, 0
+
+    def cost(self, device: torch.device) -> dict[str, float]:
+        """What the training took: seconds in all and a step, and the process's peak memory (the GPU's where there is one)."""
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device)
+        else:  # kilobytes on Linux, bytes on macOS
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return {
+            "train_seconds": round(self.seconds, 2),
+            "step_seconds": round(self.seconds / max(self.step, 1), 4),
+            "peak_memory_mb": round(peak / 2**20, 1),
+        }
+
+
+class _Curves:
+    """The history as `history.csv` and as TensorBoard events."""
+
+    def __init__(self, folder: Path | None, epochs_done: int):
+        self.folder, self.board, self.told = folder, None, epochs_done
+        if folder:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=epochs_done + 1)
+
+    def write(self, history: list[dict[str, float]]) -> None:
+        if not self.folder:
+            return
+        columns = list(dict.fromkeys(name for row in history for name in row))
+        rows = [",".join(f"{row[name]:.6g}" if name in row else "" for name in columns) for row in history]
+        write_text(self.folder / "history.csv", "\n".join([",".join(columns), *rows]) + "\n")
+        for row in history[self.told :]:
+            for name, value in row.items():
+                if name not in ("epoch", "step"):
+                    self.board.add_scalar(name.replace(".", "/"), value, row["epoch"])
+        self.told = len(history)
+
+    def close(self) -> None:
+        if self.board:
+            self.board.close()
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """The folder, made if need be, and held against another process that would train into it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until the training ends)
+    except OSError as error:
+        raise MultidenseError(f"cannot write to the folder {folder}: {error.strerror}; choose another with out=") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise MultidenseError(f"another process is training in {folder}; wait for it, or choose another folder") from error
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def _finished(folder: Path, request: dict, resume: bool) -> bool:
+    """Whether this training is done already; an error where the folder holds another one, or one that was not to be resumed."""
+    if not (folder / "training.json").exists():
+        return False
+    before = read_json(folder / "training.json")
+    different = list(_differences(before, _plain(request)))
+    if different:
+        raise MultidenseError(
+            f"{folder} holds a training with other settings: {'; '.join(different[:4])}"
+            f"{f' and {len(different) - 4} more' if len(different) > 4 else ''}. Choose another folder, or delete this one"
+        )
+    if not resume and ((folder / "model").exists() or (folder / _State.file).exists()):
+        raise MultidenseError(f"{folder} holds this training already: resume it, choose another folder, or delete this one")
+    return (folder / "model").exists()
+
+
+def _plain(data):
+    """As JSON gives it back: tuples are lists."""
+    if isinstance(data, dict):
+        return {str(key): _plain(value) for key, value in data.items()}
+    return [_plain(value) for value in data] if isinstance(data, list | tuple) else data
+
+
+def _differences(before, now, path: str = "") -> Iterator[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in before | now:
+            yield from _differences(before.get(key), now.get(key), f"{path}.{key}" if path else str(key))
+    elif before != now:
+        yield f"{path} was {before!r}, is now {now!r}"
+
+
+def _not_finite(terms: Terms, batch: Batch, step: int, epoch: int, folder: Path | None) -> str:
+    """One line that says which loss of which images is not finite."""
+    culprits = [
+        f"the {term} loss of '{name}' on image {', '.join(batch.ids[i] for i in (~loss.isfinite()).nonzero().flatten().tolist())}"
+        for term, by_task in terms.items()
+        for name, loss in by_task.items()
+        if not loss.isfinite().all()
+    ]
+    what = "; ".join(culprits) or f"the gradient (all losses are finite) on images {', '.join(batch.ids)}"
+    kept = f"; the last good checkpoint is kept in {folder}" if folder else ""
+    return f"training stopped at step {step + 1} of epoch {epoch + 1}: not finite is {what}{kept}. Look at these labels, or lower lr"
