@@ -243,6 +243,15 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
     return recipe
 
 
+def settings_help() -> str:
+    """Every setting of a recipe, with its type, default and meaning."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="multidense run", add_help=False)
+    parser.add_class_arguments(Recipe)
+    return parser.format_help().partition("\n\n")[2]
+
+
 def _task(name: str, settings: dict[str, Any]) -> Task:
     """A task from its name and settings, each of the right name and type."""
     from jsonargparse import ArgumentError, ArgumentParser

@@ -232,7 +232,7 @@ def batches(reader: Reader, size: int, labels: bool = True) -> Iterator[tuple[li
 
 
 def judge(found: Discovered, truth: Reader) -> dict[str, dict[str, float]]:
-    """How right the stored labels are where the truth is known: `precision` of the kept pixels and their `kept` share, per task.
+    """How right the stored labels are where the truth is known: `precision` of the kept pixels and their share, `coverage`, per task.
 
     For reports on benchmarks, where the hidden labels exist; nothing that trains may call this.
     """
@@ -249,7 +249,7 @@ def judge(found: Discovered, truth: Reader) -> dict[str, dict[str, float]]:
             right, kept = right + int((close & both).sum()), kept + int(both.sum())
             pixels += int(target.valid.sum())
         if pixels:
-            told[task.name] = {"precision": right / max(kept, 1), "kept": kept / pixels, "tolerance": task.tolerance}
+            told[task.name] = {"precision": right / kept if kept else None, "coverage": kept / pixels, "tolerance": task.tolerance}
     return told
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -119,6 +120,30 @@ def save_prediction(task: Task, value: Tensor, confidence: Tensor, folder: Path,
     _save(folder / task.name / f"{name}.picture.png", task.picture(value))
     if task.has_confidence:
         _save(folder / task.name / f"{name}.confidence.png", pictures.grey(confidence[0].numpy()))
+
+
+def contact_sheet(data: Reader, indices: Sequence[int], path: Path) -> None:
+    """One picture: a row an image, then each task's target; what is not labelled stays white, what is not valid is hatched."""
+    rows = []
+    for index in indices:
+        sample = data[index]
+        image = pictures.from_image(sample.image.numpy())
+        blank = np.full_like(image, 255)
+        told = [
+            task.picture(sample.targets[task.name].value, sample.targets[task.name].valid) if task.name in sample.targets else blank
+            for task in data.tasks
+        ]
+        rows.append([image, *told])
+    height, width = (max(row[0].shape[side] for row in rows) for side in (0, 1))
+    padded = [[_padded(picture, height, width) for picture in row] for row in rows]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(Path(path)) as beside:
+        Image.fromarray(pictures.grid(padded)).save(beside)
+
+
+def _padded(picture: np.ndarray, height: int, width: int) -> np.ndarray:
+    missing = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+    return np.pad(picture, missing, constant_values=255)
 
 
 def _place(folder: Path, data: Reader, index: int) -> Path:

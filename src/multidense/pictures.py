@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
@@ -95,3 +96,11 @@ def data_url(picture: Picture) -> str:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def file_url(path: Path, largest: int) -> tuple[str, int]:
+    """A picture file as a `data:` address, reduced where a side is longer than `largest`; and its width in pixels."""
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+        image.thumbnail((largest, largest))
+        return data_url(np.asarray(image)), image.width

@@ -1,0 +1,303 @@
+"""The `multidense` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from multidense.version import __version__
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; a mistake of the user's is one clear message and exit status 2."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview())
+        return
+    if given[0] == "--version":
+        print(f"multidense {__version__}")
+        return
+    from multidense.suggest import nearest
+    from multidense.types import MultidenseError
+
+    name = given[0]
+    if name not in COMMANDS:
+        sys.exit(_complaint(f"there is no command {name!r}{nearest(name, COMMANDS)}; there are {', '.join(COMMANDS)}"))
+    try:
+        COMMANDS[name](given[1:])
+    except MultidenseError as error:
+        sys.exit(_complaint(str(error)))
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+
+
+def run(arguments: list[str]) -> None:
+    """train, discover, retrain, evaluate, report; skips what is done"""
+    recipe, place = _recipe_and_folder("run", arguments)
+    from multidense.progress import reporter
+    from multidense.run import Run, markdown
+
+    work = Run(recipe, place)
+    page = work.run(reporter())
+    print(markdown(work), end="")
+    print(f"delta_mtl is against {recipe.title(recipe.baseline)}." if recipe.baseline else "", f"Report: {page}")
+
+
+def train(arguments: list[str]) -> None:
+    """train one network of a recipe, or of a run that was begun, and score it"""
+    parser = _parser("train", train, "RECIPE is a recipe's name or file, or the folder of a run. Settings as for `multidense run`.")
+    parser.add_argument("recipe", metavar="RECIPE")
+    parser.add_argument("--network", help="which of its networks (default: the only one)")
+    parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
+    options, overrides = parser.parse_known_args(arguments)
+    _end_with_parent()
+    from multidense.progress import ToFile, reporter
+    from multidense.run import Run
+
+    if (Path(options.recipe) / "recipe.yaml").exists():
+        if overrides or options.out:
+            parser.error("the folder of a run has its settings; to change some, begin another run from a recipe")
+        work = Run.open(Path(options.recipe))
+    else:
+        from multidense.config import load_recipe, recipe_path
+
+        recipe = load_recipe(recipe_path(options.recipe), overrides)
+        work = Run(recipe, Path(options.out or f"runs/{recipe.name}"))
+    network = _one_of(options.network, list(work.recipe.networks), "network")
+    child = "MULTIDENSE_CHILD_OF" in os.environ
+    results = work.train_network(network, ToFile(work.folder / network / "progress.json") if child else reporter())
+    print(results)
+
+
+def discover(arguments: list[str]) -> None:
+    """write the labels that a trained network of a run finds for the images that lack them"""
+    parser = _parser("discover", discover, "Label maps, confidence maps and manifest.json go to RUN/discovered, or to --out.")
+    parser.add_argument("run", metavar="RUN", help="the folder of a run")
+    parser.add_argument("--network", help="which of its networks (default: the recipe's teacher, or the only one)")
+    parser.add_argument("--out", help="another folder")
+    parser.add_argument("--threshold", nargs="+", metavar="RULE", help="'share 0.6' for all tasks, or TASK='fixed 0.9' …")
+    options = parser.parse_args(arguments)
+    from multidense.progress import reporter
+    from multidense.run import Run
+
+    work = Run.open(Path(options.run))
+    network = _one_of(options.network, work.teachers or list(work.recipe.networks), "network")
+    rules = [rule.partition("=") for rule in options.threshold or ()]
+    overrides = {"threshold": {name if found else "default": rule if found else name for name, found, rule in rules}} if rules else {}
+    found = work.discover(network, reporter(), out=Path(options.out) if options.out else None, **overrides)
+    for name, entry in found.manifest["tasks"].items():
+        print(
+            f"{name}: {entry['images']} images, kept {100 * entry['kept_share']:.1f} % of their pixels "
+            f"({entry['rule']}, confidence above {entry['threshold']:.3f})"
+        )
+    print(found.folder)
+
+
+def evaluate(arguments: list[str]) -> None:
+    """score the finished networks of a run on its validation split"""
+    parser = _parser("evaluate", evaluate)
+    parser.add_argument("run", metavar="RUN", help="the folder of a run")
+    parser.add_argument("--network", help="only this one")
+    options = parser.parse_args(arguments)
+    from multidense.progress import reporter
+    from multidense.run import Run, markdown
+
+    work = Run.open(Path(options.run))
+    done = [name for name in work.recipe.networks if (work.folder / name / "model").exists()]
+    for name in [options.network] if options.network else done:
+        work.evaluate(name, reporter=reporter()).save(work.folder / name / "results.json")
+    print(markdown(work), end="")
+
+
+def predict(arguments: list[str]) -> None:
+    """all tasks for your own images: value files, pictures, confidences"""
+    parser = _parser("predict", predict)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    parser.add_argument("--model", required=True, help="folder of a finished network (RUN/NETWORK/model), or RUN/NETWORK")
+    parser.add_argument("--out", required=True, help="folder for the predictions")
+    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size to predict at (default: the image's)")
+    options = parser.parse_args(arguments)
+    from multidense.predict import predict_files
+
+    for line in predict_files(options.images, Path(options.model), Path(options.out), tuple(options.size) if options.size else None):
+        print(line)
+
+
+def report(arguments: list[str]) -> None:
+    """one HTML page (and Markdown) about one run or several"""
+    parser = _parser("report", report)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
+    parser.add_argument("--out", help="the page (default: RUN/report.html)")
+    options = parser.parse_args(arguments)
+    from multidense.report import write_report
+
+    print(write_report([Path(folder) for folder in options.runs], Path(options.out) if options.out else None))
+
+
+def data(arguments: list[str]) -> None:
+    """label: say which images may use which labels; show: look at images and labels"""
+    from multidense.types import MultidenseError
+
+    if arguments[:1] == ["label"]:
+        data_label(arguments[1:])
+    elif arguments[:1] == ["show"]:
+        data_show(arguments[1:])
+    elif not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: multidense data label|show DATA …\n\nDATA is a description (.yaml) of your own images, a recipe, or `rooms`.")
+    else:
+        raise MultidenseError(f"data: expected 'label' or 'show', found {arguments[0]!r}")
+
+
+def data_label(arguments: list[str]) -> None:
+    """write a label assignment: a readable CSV that says which images are labelled for which tasks"""
+    parser = _parser("data label", data_label)
+    _add_data(parser)
+    parser.add_argument("--setting", default="one-label", choices=("full", "one-label", "random-labels", "few-shot"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--task", help="of few-shot: the task that keeps few labels")
+    parser.add_argument("--k", type=int, default=10, help="of few-shot: how many (default: 10)")
+    parser.add_argument("--out", required=True, help="the CSV")
+    options = parser.parse_args(arguments)
+    if options.setting == "few-shot" and not options.task:
+        parser.error("few-shot needs --task")
+    from multidense.data import partial
+
+    reader = _reader(options)
+    if options.setting == "few-shot":
+        chosen = partial.few_shot(reader, options.task, options.k, seed=options.seed)
+    else:
+        schemes = {"full": partial.full, "one-label": partial.one_label, "random-labels": partial.random_labels}
+        chosen = schemes[options.setting](reader, seed=options.seed)
+    chosen.assignment.to_csv(Path(options.out))
+    counts = ", ".join(f"{count} {name}" for name, count in chosen.assignment.counts().items())
+    print(f"{options.out}: {len(reader)} images; labelled: {counts}; hash {chosen.assignment.hash}")
+
+
+def data_show(arguments: list[str]) -> None:
+    """a picture of some images with all their labels"""
+    parser = _parser("data show", data_show)
+    _add_data(parser)
+    parser.add_argument("--count", type=int, default=8, help="how many images (default: 8)")
+    parser.add_argument("--out", required=True, help="the picture (.png)")
+    options = parser.parse_args(arguments)
+    from multidense.data.subset import evenly
+    from multidense.evaluation import contact_sheet
+
+    reader = _reader(options)
+    contact_sheet(reader, evenly(len(reader), options.count), Path(options.out))
+    print(f"{options.out}: image, {', '.join(task.name for task in reader.tasks)}")
+
+
+def recipes(arguments: list[str]) -> None:
+    """the recipes that come with the package"""
+    _parser("recipes", recipes).parse_args(arguments)
+    from multidense.config import shipped
+
+    for name, path in shipped().items():
+        lines = path.read_text(encoding="utf-8").splitlines()
+        print(f"{name:<16}{lines[0].lstrip('# ') if lines else ''}")
+
+
+COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "run": run,
+    "train": train,
+    "discover": discover,
+    "evaluate": evaluate,
+    "predict": predict,
+    "report": report,
+    "data": data,
+    "recipes": recipes,
+}
+
+
+def _overview() -> str:
+    lines = "\n".join(f"  {name:<10}{command.__doc__}" for name, command in COMMANDS.items())
+    return (
+        "usage: multidense COMMAND …\n\n"
+        "One network for many dense prediction tasks, from partly labelled images.\n\n"
+        f"{lines}\n\n`multidense COMMAND --help` says more. Begin with: multidense run rooms"
+    )
+
+
+def _recipe_and_folder(command: str, arguments: list[str]):
+    """The recipe with its overrides, and the folder to run it in."""
+    from multidense.config import load_recipe, recipe_path, settings_help
+
+    parser = _parser(command, COMMANDS[command], "Any setting of the recipe can be given, for instance --training.epochs 20.", False)
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name (see `multidense recipes`) or file")
+    parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
+    parser.add_argument("-h", "--help", action="store_true", help="show this, and all settings")
+    options, overrides = parser.parse_known_args(arguments)
+    if options.help or options.recipe is None:
+        parser.print_help()
+        print("\nsettings:\n" + settings_help())
+        sys.exit(0 if options.help else 2)
+    recipe = load_recipe(recipe_path(options.recipe), overrides)
+    return recipe, Path(options.out or f"runs/{recipe.name}")
+
+
+def _parser(name: str, command: Callable, epilog: str = "", add_help: bool = True) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=f"multidense {name}", description=command.__doc__, epilog=epilog, add_help=add_help, allow_abbrev=False
+    )
+
+
+def _add_data(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("data", metavar="DATA", help="a description (.yaml) of your own images, a recipe's file, or `rooms`")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--root", help="where the described files lie")
+    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
+
+
+def _reader(options: argparse.Namespace):
+    """The data that a command line names."""
+    from multidense.data import Folder, Rooms
+    from multidense.run import Run
+    from multidense.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
+
+    size = tuple(options.size) if options.size else None
+    if options.data == "rooms":
+        tasks = [SemanticSegmentation(13), HumanParts(7), Depth(), Normals(), Edges(), Saliency()]
+        return Rooms(tasks, options.split, size=size or (96, 128), length=200)
+    if (Path(options.data) / "recipe.yaml").exists():
+        work = Run.open(Path(options.data))
+        return work.everything if options.split == "train" else work.val
+    return Folder(options.data, options.split, size=size, root=options.root)
+
+
+def _one_of(chosen: str | None, known: list[str], what: str) -> str:
+    from multidense.suggest import nearest
+    from multidense.types import MultidenseError
+
+    if chosen is None and len(known) == 1:
+        return known[0]
+    if chosen not in known:
+        asked = f"there is no {what} {chosen!r}{nearest(chosen, known)}" if chosen else f"say which {what} with --{what}"
+        raise MultidenseError(f"{asked}; there are {', '.join(known)}")
+    return chosen
+
+
+def _end_with_parent() -> None:
+    """A child of a run ends when the run is killed, so that nothing goes on writing unseen."""
+    parent = os.environ.get("MULTIDENSE_CHILD_OF")
+    if parent is None:
+        return
+
+    def watch() -> None:
+        while os.getppid() == int(parent):
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _complaint(message: str) -> str:
+    return f"multidense: {message}"

@@ -1,0 +1,87 @@
+"""The contract of a reader, the base of everything wrapped around one, and a memory with a limit."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from multidense.task import Task
+from multidense.types import Sample
+
+
+class Reader(Dataset, ABC):
+    """Turns one data set's files into samples.
+
+    `ids` are unique and as many as there are samples. `class_names` gives reports the names of a task's classes, where known.
+    """
+
+    name: str
+    split: str
+    tasks: tuple[Task, ...]
+    ids: Sequence[str]
+    class_names: Mapping[str, tuple[str, ...]]
+
+    @abstractmethod
+    def annotated(self, index: int) -> frozenset[str]:
+        """The tasks this image is labelled for. Cheap: no label is read."""
+
+    @abstractmethod
+    def load(self, index: int, tasks: Iterable[str]) -> Sample:
+        """The image and the targets of those of `tasks` it is annotated for; the files of other tasks are not opened."""
+
+    @abstractmethod
+    def provenance(self) -> dict:
+        """What was read, as plain data for results: name, split, length, size, settings."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        index = range(len(self))[index]
+        return self.load(index, self.annotated(index))
+
+
+class Wrapped(Reader):
+    """A reader around another one; what a subclass does not change is passed through."""
+
+    def __init__(self, reader: Reader):
+        self.reader = reader
+        self.name, self.split, self.tasks, self.ids = reader.name, reader.split, reader.tasks, reader.ids
+        self.class_names = reader.class_names
+
+    def annotated(self, index: int) -> frozenset[str]:
+        return self.reader.annotated(index)
+
+    def load(self, index: int, tasks: Iterable[str]) -> Sample:
+        return self.reader.load(index, tasks)
+
+    def provenance(self) -> dict:
+        return self.reader.provenance()
+
+
+class Memory:
+    """Groups of arrays, made once and kept until `limit` bytes are held; those beyond are made anew every time.
+
+    It is left behind when its reader is pickled, so worker processes that are not forked begin with an empty one.
+    """
+
+    def __init__(self, limit: int = 2 << 30):
+        self.limit, self.held = limit, 0
+        self._kept: dict[Hashable, Mapping[str, np.ndarray]] = {}
+
+    def recall(self, key: Hashable, make: Callable[[], Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """What is kept under `key`, made now if it is not."""
+        arrays = self._kept.get(key)
+        if arrays is None:
+            arrays = make()
+            size = sum(array.nbytes for array in arrays.values())
+            if self.held + size <= self.limit:
+                self._kept[key] = arrays
+                self.held += size
+        return arrays
+
+    def __getstate__(self) -> dict:
+        return {"limit": self.limit, "held": 0, "_kept": {}}
