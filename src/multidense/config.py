@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +17,7 @@ from multidense.objective import Objective
 from multidense.suggest import nearest
 from multidense.task import Task
 from multidense.tasks import TASKS, from_spec
+from multidense.thresholds import rules_for
 from multidense.train import Training
 from multidense.types import MultidenseError
 
@@ -154,8 +155,7 @@ class Recipe:
                 self._known(f"networks.{name}.tasks", task, self.tasks)
         self._known("baseline", self.baseline, self.networks)
         self._known("labels.task", self.labels.task, self.tasks)
-        for key in self.discovery.threshold:
-            self._known("discovery.threshold", key, [*self.tasks, "default"])
+        rules_for(list(self.tasks), self.discovery.threshold)
         if self.labels.setting == "few-shot" and not (self.labels.task or self.labels.file):
             raise MultidenseError("labels: the setting few-shot needs labels.task, the task that keeps few labels")
         if not self.width > 0:
@@ -234,8 +234,13 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
         if overrides:
             where = "the command line"
             settings = parser.parse_args(list(overrides), namespace=settings)
-        recipe = Recipe(**vars(parser.instantiate_classes(settings)))
+        recipe = Recipe(**vars(parser.instantiate(settings)))
         recipe.task_objects()
+        recipe = replace(
+            recipe,
+            data=replace(recipe.data, description=_found(recipe.data.description, path), root=_found(recipe.data.root, path)),
+            labels=replace(recipe.labels, file=_found(recipe.labels.file, path)),
+        )
     except ArgumentError as error:
         raise MultidenseError(f"{where}: {_readable(str(error))}{_meant(str(error), parser)}") from error
     except (MultidenseError, ValueError, TypeError) as error:
@@ -264,7 +269,7 @@ def _task(name: str, settings: dict[str, Any]) -> Task:
             if key not in known:
                 raise MultidenseError(f"tasks.{name}: unknown key {key!r}{nearest(key, known)}; there are {', '.join(known)}")
         try:
-            settings = vars(parser.instantiate_classes(parser.parse_object(settings or {})))
+            settings = vars(parser.instantiate(parser.parse_object(settings or {})))
         except ArgumentError as error:
             raise MultidenseError(f"tasks.{name}: {_readable(str(error))}") from error
         settings = {key: value for key, value in settings.items() if key != "codebook"}
@@ -295,6 +300,14 @@ def _section(kind: type, key: str) -> type | None:
     if isinstance(factory, type) and is_dataclass(factory):
         return factory
     return Objective if (kind, key) == (Network, "objective") else None
+
+
+def _found(name: str | None, recipe: Path) -> str | None:
+    """A file or folder that a recipe names, beside the recipe or from where the command is run, as a path good from anywhere."""
+    if name is None:
+        return None
+    beside, here = recipe.parent / name, Path(name)
+    return str((beside if beside.exists() and not here.exists() else here).resolve())
 
 
 def _meant(message: str, parser) -> str:

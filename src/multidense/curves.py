@@ -48,7 +48,7 @@ def read_history(path: Path) -> dict[str, list[tuple[float, float]]]:
         for name, cell in row.items():
             value = _finite(cell)
             if isinstance(name, str) and name not in NOT_PLOTTED and value is not None:
-                columns.setdefault(name, []).append((place if epoch is None else epoch, value))
+                columns.setdefault(name, []).append((float(place) if epoch is None else epoch, value))
     if not columns:
         raise ValueError("it holds no numbers")
     return columns

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from multidense.data.reader import Reader, Wrapped
+from multidense.data.reader import Reader, Wrapped, batches
 from multidense.files import read_json, write_json, written_aside
 from multidense.models.multitask import MultiTask, load_model, weights_hash
 from multidense.ops import pool
@@ -214,21 +214,6 @@ def discover(
     }
     write_json(folder / MANIFEST, manifest)
     return Discovered(folder, manifest, teacher, temporary)
-
-
-def batches(reader: Reader, size: int, labels: bool = True) -> Iterator[tuple[list[int], list[Sample]]]:
-    """Samples in order, up to `size` of the same height and width at a time; without `labels` no label is read."""
-    indices: list[int] = []
-    samples: list[Sample] = []
-    for index in range(len(reader)):
-        sample = reader[index] if labels else reader.load(index, ())
-        if samples and (len(samples) == size or sample.image.shape != samples[0].image.shape):
-            yield indices, samples
-            indices, samples = [], []
-        indices.append(index)
-        samples.append(sample)
-    if samples:
-        yield indices, samples
 
 
 def judge(found: Discovered, truth: Reader) -> dict[str, dict[str, float]]:

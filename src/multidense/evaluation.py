@@ -12,7 +12,8 @@ from torch import Tensor
 
 from multidense import pictures
 from multidense.data import Reader, collate
-from multidense.discovery import Discovered, batches
+from multidense.data.reader import batches
+from multidense.discovery import Discovered
 from multidense.files import write_json, written_aside
 from multidense.models.cost import count_parameters, multiply_adds
 from multidense.models.multitask import MultiTask, weights_hash

@@ -20,7 +20,7 @@ from multidense import curves, tables
 from multidense.files import read_json, write_text
 from multidense.pictures import file_url
 from multidense.results import Results, delta_mtl
-from multidense.tables import Entry, Table, markdown_table, markdown_text, number, signed, spread
+from multidense.tables import Entry, Table, markdown, number, numbers, percent, signed, spread
 from multidense.types import MultidenseError
 
 LARGEST_PICTURE = 256  # pixels; larger pictures are reduced before they go into the page
@@ -41,7 +41,7 @@ class Training:
     dash: int
 
 
-@dataclass
+@dataclass(eq=False)
 class Run:
     """All that one run folder holds; `notes` maps a section to sentences about what is missing there."""
 
@@ -59,7 +59,7 @@ class Run:
     @property
     def seed(self) -> object:
         """The seed the results name, else that of the label assignment."""
-        named = [training.results.provenance.get("seed") for training in self.trainings]
+        named = (training.results.provenance.get("seed") for training in self.trainings)
         return next((seed for seed in named if seed is not None), self.labels.get("seed"))
 
     def piece(self, section: str, name: str, read: Callable, otherwise: object = None) -> object:
@@ -67,8 +67,7 @@ class Run:
         try:
             return read(self.path / name)
         except (MultidenseError, OSError, LookupError, TypeError, ValueError, AttributeError, csv.Error) as error:
-            missing = not (self.path / name).exists()
-            reason = "is not there" if missing else f"cannot be used ({type(error).__name__}: {error})"
+            reason = f"cannot be used ({type(error).__name__}: {error})" if (self.path / name).exists() else "is not there"
             self.notes.setdefault(section, []).append(f"{self.path.name}/{name} {reason}.")
             return otherwise
 
@@ -93,8 +92,8 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     if place.suffix not in (".html", ".htm"):
         place = place / "report.html" if place.is_dir() else place.with_name(place.name + ".html")
     page = describe(gather(paths))
-    rooms = jinja2.Environment(loader=jinja2.PackageLoader("multidense"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    write_text(place, rooms.get_template("report.html.jinja").render(page))
+    templates = jinja2.Environment(loader=jinja2.PackageLoader("multidense"), autoescape=True, trim_blocks=True)
+    write_text(place, templates.get_template("report.html.jinja").render(page))
     write_text(place.with_suffix(".md"), markdown(page))
     return place
 
@@ -110,40 +109,35 @@ def gather(paths: Sequence[Path]) -> list[Run]:
     names = [str(data.get("name") or path.name) for path, data in declared.items()]
     if len(set(names)) < len(names):
         names = [f"{name} ({path.name})" for name, path in zip(names, declared, strict=True)]
-    titles = list(dict.fromkeys(_title(entry) for data in declared.values() for entry in data["trainings"]))
+    titles = list(dict.fromkeys(entry["title"] for data in declared.values() for entry in data["trainings"]))
     runs = [
         _run(path, data, name, titles, dash, several=len(declared) > 1)
         for dash, ((path, data), name) in enumerate(zip(declared.items(), names, strict=True))
     ]
+    usable = [run for run in runs if any(training.results.scores for training in run.trainings)]
     for run in runs:
-        if not any(training.results.scores for training in run.trainings):
-            troubles.append(f"{run.path} holds no scores; evaluate its trainings again: {' '.join(run.notes.get('scores', []))}")
-    runs = [run for run in runs if any(training.results.scores for training in run.trainings)]
-    if not runs:
+        if run not in usable:
+            reasons = " ".join(run.notes.get("scores", []))
+            troubles.append(f"{run.path} holds no scores to report; train or evaluate it again. {reasons}".rstrip())
+    if not usable:
         raise MultidenseError(" ".join(troubles))
-    runs[0].notes.setdefault("scores", []).extend(troubles)
-    return runs
+    usable[0].notes.setdefault("scores", []).extend(troubles)
+    return usable
 
 
 def _declaration(file: Path) -> dict:
     data = read_json(file) if file.exists() else None
-    entries = data.get("trainings") if isinstance(data, dict) else None
-    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) and e.get("folder") for e in entries):
-        found = "a file without them" if data is not None else "no such file"
-        raise MultidenseError(
-            f"{file} should name the trainings of a run, found {found}; give the folder that `multidense run` wrote"
-        )
-    return data
-
-
-def _title(entry: Mapping) -> str:
-    return str(entry.get("title") or entry["folder"])
+    named = data.get("trainings") if isinstance(data, dict) else None
+    if not isinstance(named, list) or not named or not all(isinstance(each, dict) and each.get("folder") for each in named):
+        found = "a file without them" if file.exists() else "no such file"
+        raise MultidenseError(f"{file} should name the trainings of a run, found {found}; give a folder `multidense run` wrote")
+    return data | {"trainings": [each | {"title": str(each.get("title") or each["folder"])} for each in named]}
 
 
 def _run(path: Path, data: Mapping, label: str, titles: list[str], dash: int, several: bool) -> Run:
     run = Run(path, label, str(data.get("recipe") or path.name))
     for entry in data["trainings"]:
-        title, folder = _title(entry), str(entry["folder"])
+        title, folder = entry["title"], str(entry["folder"])
         results = run.piece("scores", f"{folder}/results.json", _results, Results({}))
         history = run.piece("curves", f"{folder}/history.csv", curves.read_history, {})
         named, colour = f"{label} · {title}" if several else title, titles.index(title)
@@ -159,28 +153,21 @@ def _run(path: Path, data: Mapping, label: str, titles: list[str], dash: int, se
 
 def _results(file: Path) -> Results:
     loaded = Results.load(file)
-    classes = {task: _numbers(shares) for task, shares in loaded.per_class.items()}
-    return Results(_numbers(loaded.scores), _numbers(loaded.further), classes, dict(loaded.provenance), _numbers(loaded.cost))
-
-
-def _numbers(data: Mapping) -> dict[str, float]:
-    return {str(name): number(value) for name, value in data.items()}
+    classes = {task: numbers(shares) for task, shares in loaded.per_class.items()}
+    return Results(numbers(loaded.scores), numbers(loaded.further), classes, dict(loaded.provenance), numbers(loaded.cost))
 
 
 def _labels(file: Path) -> dict:
-    data = dict(read_json(file))
+    data = read_json(file)
     full = data.get("full") or {}
-    data["bars"] = [(task, int(count), int(full.get(task, data["images"]))) for task, count in data["counts"].items()]
-    return data
+    return data | {"bars": [(task, int(count), int(full.get(task, data["images"]))) for task, count in data["counts"].items()]}
 
 
 def _manifest(file: Path) -> dict:
-    data = dict(read_json(file))
+    data = read_json(file)
     for found in data["tasks"].values():
-        found["classes"] = {
-            str(name): (number(each.get("kept")), number(each.get("pixels")))
-            for name, each in (found.get("classes") or {}).items()
-        }
+        classes = (found.get("classes") or {}).items()
+        found["classes"] = {str(name): (number(each.get("kept")), number(each.get("pixels"))) for name, each in classes}
     return data
 
 
@@ -196,7 +183,7 @@ def describe(runs: Sequence[Run]) -> dict:
         "legend": list(entries),
         "verdicts": [verdict for *_, verdict in seeds if verdict] or [_verdict(run, runs, entries) for run in runs],
         "remarks": _remarks(runs, entries, len(scores.columns) - 1),
-        "gains": [(entry, _percent(entry.gain)) for entry in rows if not math.isnan(entry.gain)],
+        "gains": [(entry, percent(entry.gain)) for entry in rows if not math.isnan(entry.gain)],
         "scores": scores,
         "means": [(heading, table) for heading, table, _ in seeds],
         "further": tables.score_table(rows, lambda results: results.further),
@@ -238,14 +225,6 @@ def _baseline(run: Run, runs: Sequence[Run]) -> Training | None:
     return run.baseline or next((each.baseline for each in runs if each.baseline and each.recipe == run.recipe), None)
 
 
-def _tenths(value: float) -> str:
-    return signed(value, 1)
-
-
-def _percent(gain: float) -> str:
-    return f"{signed(gain, 1)} %"
-
-
 def _told(courses: Sequence[tuple[str, float, str]], over: str) -> str:
     """One sentence from (title, gain, gain in words), the last one leading."""
     *others, (title, gain, words) = courses
@@ -257,30 +236,33 @@ def _told(courses: Sequence[tuple[str, float, str]], over: str) -> str:
 def _verdict(run: Run, runs: Sequence[Run], entries: Mapping[Training, Entry]) -> str:
     gains = [(each.label, entries[each].gain) for each in run.trainings if not math.isnan(entries[each].gain)]
     if gains:
-        return _told([(label, gain, _percent(gain)) for label, gain in gains], _baseline(run, runs).label)
+        return _told([(label, gain, percent(gain)) for label, gain in gains], _baseline(run, runs).label)
     return f"{run.label}: no delta_mtl, for there is no other training with the same scores to compare with"
 
 
-def _teacher(run: Run, student: Training) -> Training | None:
-    """The training whose discovered labels this one learnt from; the last one of a run if only the labels are known."""
-    network = run.manifest.get("network") if student is run.trainings[-1] else None
-    folder = student.teacher or (network.get("folder") if isinstance(network, Mapping) else None)
-    return next((each for each in run.trainings if each is not student and each.path == run.path / str(folder)), None)
+def _students(runs: Sequence[Run]) -> list[tuple[Training, Training]]:
+    """Each student with its teacher; where only the labels name a network, the last training learnt from them."""
+    pairs = []
+    for run in runs:
+        network = run.manifest.get("network")
+        named = network.get("folder") if isinstance(network, Mapping) else None
+        for student in run.trainings:
+            folder = student.teacher or (named if student is run.trainings[-1] else None)
+            pairs += [(student, each) for each in run.trainings if each is not student and each.path == run.path / str(folder)]
+    return pairs
 
 
 def _remarks(runs: Sequence[Run], entries: Mapping[Training, Entry], columns: int) -> list[str]:
     """What the discovered labels were worth, and how to read the numbers."""
     remarks = []
-    for run in runs:
-        for student in run.trainings:
-            teacher = _teacher(run, student)
-            worth = entries[student].gain - entries[teacher].gain if teacher else math.nan
-            if not math.isnan(worth):
-                told = f"{signed(worth, 1)} points of delta_mtl: {student.label} against its teacher {teacher.label}"
-                remarks.append(f"Discovered labels were worth {told}.")
-    against = dict.fromkeys(_baseline(run, runs).label for run in runs if _baseline(run, runs))
-    if against:
-        remarks.append(f"delta_mtl is the mean relative gain over {' and '.join(against)}, over all {columns} scores of the table.")
+    for student, teacher in _students(runs):
+        worth = entries[student].gain - entries[teacher].gain
+        if not math.isnan(worth):
+            told = f"{signed(worth, 1)} points of delta_mtl: {student.label} against its teacher {teacher.title}"
+            remarks.append(f"Discovered labels were worth {told}.")
+    if any(not math.isnan(entry.gain) for entry in entries.values()):
+        over = runs[0].baseline.label if len(runs) == 1 else "the baseline of its own run, else of the first run of the recipe"
+        remarks.append(f"delta_mtl is the mean relative gain over {over}, over all {columns} scores of the table.")
     if len(runs) == 1:
         remarks.append(f"One run, seed {runs[0].seed}: how much the scores vary between seeds is not known from it.")
     return remarks
@@ -289,11 +271,10 @@ def _remarks(runs: Sequence[Run], entries: Mapping[Training, Entry], columns: in
 def _time_with_teacher(runs: Sequence[Run]) -> list[str]:
     """Students train after their teachers: what both took together."""
     told = []
-    for run, student in ((run, each) for run in runs for each in run.trainings):
-        teacher = _teacher(run, student)
-        seconds = sum(each.results.cost.get("train_seconds", math.nan) for each in (student, teacher)) if teacher else math.nan
+    for student, teacher in _students(runs):
+        seconds = sum(each.results.cost.get("train_seconds", math.nan) for each in (student, teacher))
         if not math.isnan(seconds):
-            told.append(f"{student.label} with its teacher {teacher.label}: {tables.duration(seconds)} of training.")
+            told.append(f"{student.label} with its teacher {teacher.title}: {tables.duration(seconds)} of training.")
     return told
 
 
@@ -311,7 +292,8 @@ def _over_seeds(runs: Sequence[Run], entries: Mapping[Training, Entry]) -> tuple
     for training in (training for run in runs for training in run.trainings if training.results.scores):
         alike.setdefault(training.title, []).append(entries[training])
     gains = {title: [entry.gain for entry in members if not math.isnan(entry.gain)] for title, members in alike.items()}
-    told = [(title, mean(each), f"{spread(each, _tenths)} %") for title, each in gains.items() if len(each) > 1]
+    words = {title: spread(each, lambda gain: signed(gain, 1)) for title, each in gains.items() if len(each) > 1}
+    told = [(title, mean(gains[title]), f"{text} %") for title, text in words.items()]
     seeds, baseline = ", ".join(str(run.seed) for run in runs), _baseline(runs[0], runs)
     verdict = _told(told, f"{baseline.title}, mean of {len(runs)} seeds") if told else ""
     return f"{runs[0].recipe}, seeds {seeds}", tables.mean_table(alike), verdict
@@ -342,14 +324,14 @@ def _shown(runs: Sequence[Run], place: Path, tasks: Sequence[str]) -> Shown:
     files = {at: {file.name for file in at.glob("*.png")} for _, places in columns for at, _ in places}
     present = {name.split(".")[0] for names in files.values() for name in names} - {"input"}
     marked = [run for run in runs if (run.path / place / "labels.json").exists()]
-    labelled = [run.piece("pictures", f"{place}/labels.json", lambda file: set(read_json(file)["labelled"]), set()) for run in marked]
+    labelled = [run.piece("pictures", f"{place}/labels.json", lambda file: set(read_json(file)["labelled"])) for run in marked]
     rows = []
     for task in sorted(present, key=lambda task: (tasks.index(task) if task in tasks else len(tasks), task)):
         row = []
         for _, places in columns:
             file = next((at / name.format(task) for at, name in places if name.format(task) in files[at]), None)
             row.append(_picture(file, runs))
-        said = {task in known for known in labelled}
+        said = {task in known for known in labelled if known is not None}
         chip = "" if not said else "differs by run" if len(said) > 1 else "labelled" if True in said else "hidden"
         rows.append((task, chip, row))
     kept = [index for index in range(len(columns)) if any(row[index] for *_, row in rows)]
@@ -363,24 +345,5 @@ def _picture(file: Path | None, runs: Sequence[Run]) -> tuple[str, int, bool] | 
     read = run.piece("pictures", str(file.relative_to(run.path)), lambda path: file_url(path, LARGEST_PICTURE)) if run else None
     if read is None:
         return None
-    factor = max(1, round(144 / read[1]))
-    return read[0], min(factor * read[1], 176), read[1] <= 176
-
-
-def markdown(page: Mapping) -> str:
-    """The same words and numbers without pictures."""
-    notes = page["notes"]
-    parts = [f"# {page['title']}", *page["verdicts"], *page["remarks"], "## Labels", *notes.get("labels", [])]
-    for run in page["runs"]:
-        if run.labels:
-            known = ", ".join(f"{name} {run.labels[name]}" for name in ("setting", "seed", "hash") if name in run.labels)
-            parts += [f"{run.label}: {run.labels['images']} images; {known}.", tables.label_table(run.labels["bars"])]
-    parts += ["## Scores", *notes.get("scores", []), page["scores"]]
-    parts += [part for heading, table in page["means"] for part in (f"### Mean ± deviation: {heading}", table)]
-    parts += ["### Further scores", page["further"]] if page["further"].columns else []
-    parts += [part for task, table in page["classes"] for part in (f"### IoU of each class, %: {task}", table)]
-    parts += ["## Discovered labels", *notes.get("discovered", [])] if page["discovered"] or "discovered" in notes else []
-    parts += [part for run, table in page["discovered"] for part in (run.label, table)]
-    parts += ["## Cost", page["cost"], *page["time_with_teacher"], "## Provenance", page["provenance"]]
-    parts += [f"Reproduce: `multidense run {recipe}`" for recipe in dict.fromkeys(run.recipe for run in page["runs"])]
-    return "\n\n".join(markdown_table(part) if isinstance(part, Table) else markdown_text(part) for part in parts) + "\n"
+    url, width = read
+    return url, min(width * max(1, round(144 / width)), 176), width <= 176

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from statistics import mean, stdev
 
@@ -41,10 +41,12 @@ class Column:
     group: str = ""
     unit: str = ""
     direction: int = 0
+    large: bool = False
+    """Whether its values reach 10, so that two decimals say enough."""
 
     def write(self, value: float, sign: bool = False) -> str:
         """The value with as many decimals as papers give it."""
-        return "–" if math.isnan(value) else signed(value, 2 if self.unit in ("%", "°") else 4, sign)
+        return "–" if math.isnan(value) else signed(value, 2 if self.large or self.unit in ("%", "°") else 4, sign)
 
 
 @dataclass(frozen=True)
@@ -75,26 +77,37 @@ def signed(value: float, decimals: int, sign: bool = True) -> str:
     return text.lstrip("+-") if float(text) == 0 else text.replace("-", "−")
 
 
+def percent(gain: float) -> str:
+    """A gain as the report says it everywhere: one decimal, signed."""
+    return f"{signed(gain, 1)} %"
+
+
+def numbers(data: Mapping) -> dict[str, float]:
+    """All values of a mapping as numbers, what is none as NaN."""
+    return {str(name): number(value) for name, value in data.items()}
+
+
 def score_table(entries: Sequence[Entry], pick: Callable[[Results], Mapping[str, float]], with_gain: bool = False) -> Table:
     """Entries down, scores across, task by task: the best bold, differences to the baseline below."""
     names = _score_names(pick(entry.results) for entry in entries)
     columns = [_column(name) for name in names]
     stacks = []
-    for name, column in zip(names, columns, strict=True):
+    for place, name in enumerate(names):
         values = [pick(entry.results).get(name, math.nan) for entry in entries]
+        columns[place] = column = replace(columns[place], large=any(value >= 10 for value in values))
         references = [pick(entry.baseline).get(name, math.nan) if entry.baseline else math.nan for entry in entries]
         stacks.append(_cells(column, values, references))
     if with_gain:
-        columns.append(DELTA)
+        columns.insert(0, DELTA)
         texts = ["–" if math.isnan(entry.gain) else signed(entry.gain, 1) for entry in entries]
         bests = _bests(DELTA, [entry.gain for entry in entries])
-        stacks.append([Cell(text, best=best) for text, best in zip(texts, bests, strict=True)])
+        stacks.insert(0, [Cell(text, best=best) for text, best in zip(texts, bests, strict=True)])
     rows = [(entry.label, entry.colour, [stack[place] for stack in stacks]) for place, entry in enumerate(entries)]
     return Table("Training", columns, rows)
 
 
 def mean_table(alike: Mapping[str, Sequence[Entry]]) -> Table:
-    """Mean ± sample deviation over each title's entries, delta_mtl last."""
+    """Mean ± sample deviation over each title's entries, delta_mtl first."""
     names = _score_names(entry.results.scores for members in alike.values() for entry in members)
     columns, rows = [_column(name) for name in names], []
     for title, members in alike.items():
@@ -102,9 +115,9 @@ def mean_table(alike: Mapping[str, Sequence[Entry]]) -> Table:
             Cell(spread([entry.results.scores.get(name, math.nan) for entry in members], column.write))
             for name, column in zip(names, columns, strict=True)
         ]
-        cells.append(Cell(spread([entry.gain for entry in members], lambda value: signed(value, 1))))
+        cells.insert(0, Cell(spread([entry.gain for entry in members], lambda value: signed(value, 1))))
         rows.append((f"{title} ({len(members)} seeds)", members[0].colour, cells))
-    return Table("Training", [*columns, DELTA], rows)
+    return Table("Training", [DELTA, *columns], rows)
 
 
 def spread(values: Sequence[float], write: Callable[[float], str]) -> str:
@@ -192,7 +205,26 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def markdown_table(table: Table) -> str:
+def markdown(page: Mapping) -> str:
+    """The same words and numbers without pictures."""
+    notes = page["notes"]
+    pieces = [f"# {page['title']}", *page["verdicts"], *page["remarks"], "## Labels", *notes.get("labels", [])]
+    for run in page["runs"]:
+        if run.labels:
+            known = ", ".join(f"{name} {run.labels[name]}" for name in ("setting", "seed", "hash") if name in run.labels)
+            pieces += [f"{run.label}: {run.labels['images']} images; {known}.", label_table(run.labels["bars"])]
+    pieces += ["## Scores", *notes.get("scores", []), page["scores"]]
+    pieces += [piece for heading, table in page["means"] for piece in (f"### Mean ± deviation: {heading}", table)]
+    pieces += ["### Further scores", page["further"]] if page["further"].columns else []
+    pieces += [piece for task, table in page["classes"] for piece in (f"### IoU of each class, %: {task}", table)]
+    pieces += ["## Discovered labels", *notes.get("discovered", [])] if page["discovered"] or "discovered" in notes else []
+    pieces += [piece for run, table in page["discovered"] for piece in (run.label, table)]
+    pieces += ["## Cost", page["cost"], *page["time_with_teacher"], "## Provenance", page["provenance"]]
+    pieces += [f"Reproduce: `multidense run {recipe}`" for recipe in dict.fromkeys(run.recipe for run in page["runs"])]
+    return "\n\n".join(_markdown_table(piece) if isinstance(piece, Table) else _markdown_text(piece) for piece in pieces) + "\n"
+
+
+def _markdown_table(table: Table) -> str:
     """The table in GitHub's Markdown."""
     arrows = ("", "↑", "↓")
     names = [f"{each.group} {each.name} {each.unit and f'({each.unit})'} {arrows[each.direction]}" for each in table.columns]
@@ -200,10 +232,10 @@ def markdown_table(table: Table) -> str:
     for title, _, cells in table.rows:
         texts = [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
         lines.append([title, *(f"{text} {cell.small and f'({cell.small})'}" for text, cell in zip(texts, cells, strict=True))])
-    return "\n".join("| " + " | ".join(" ".join(markdown_text(text).split()) for text in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(" ".join(_markdown_text(text).split()) for text in line) + " |" for line in lines)
 
 
-def markdown_text(text: str) -> str:
+def _markdown_text(text: str) -> str:
     """Text that Markdown takes for text, also in a table."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|")
 

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from multidense.suggest import nearest
 from multidense.types import MultidenseError
 
 BINS = 10_000
@@ -55,7 +56,7 @@ def rules_for(tasks: list[str], given: str | float | Mapping[str, str | float]) 
         return {task: Threshold.parse(given) for task in tasks}
     unknown = sorted(set(given) - set(tasks) - {"default"})
     if unknown:
-        raise MultidenseError(f"threshold: unknown task {unknown[0]!r}; expected {', '.join([*tasks, 'default'])}")
+        raise MultidenseError(f"threshold: unknown task {unknown[0]!r}{nearest(unknown[0], tasks)}; expected {', '.join([*tasks, 'default'])}")
     missing = [task for task in tasks if task not in given]
     if missing and "default" not in given:
         raise MultidenseError(f"threshold: no rule for {', '.join(missing)}; name one, or give a 'default'")

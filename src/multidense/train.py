@@ -149,26 +149,57 @@ def _fit(
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    fabric = Fabric(accelerator=settings.accelerator, devices=settings.devices, precision=settings.precision)
-    fabric.launch()
-    torch.manual_seed(seed)
     fit_codebooks(model, data, discovered, seed)
     source = discovered.attach(data) if discovered else data
     augmented = Augmented(source, settings.augment, seed)
+    fabric = Fabric(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        precision=settings.precision,
+        strategy="ddp_spawn" if settings.devices > 1 else "auto",
+    )
+    # With several devices the loop runs in as many new processes, and the weights come back from the first of them.
+    weights, cost = fabric.launch(_loop, model, augmented, discovered, folder, seed, settings, reporter)
+    model.load_state_dict(weights)
+    model.eval()
+    if folder:
+        model.save_pretrained(folder / "model.new")
+        write_json(folder / "cost.json", cost)
+        os.rename(folder / "model.new", folder / "model")
+        (folder / _State.file).unlink(missing_ok=True)
+    return model
 
+
+def _loop(
+    fabric,
+    model: MultiTask,
+    augmented: Augmented,
+    discovered: Discovered | None,
+    folder: Path | None,
+    seed: int,
+    settings: Training,
+    reporter: Reporter,
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Every step of a training, in each process; the weights and what they cost."""
+    torch.manual_seed(seed)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    if fabric.world_size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if fabric.device.type == "cuda" else model
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
     network, optimizer = fabric.setup(_AsMapping(model), optimizer)
-    per_epoch = -(-len(data) // settings.batch_size)
+    per_epoch = -(-len(augmented) // settings.batch_size)
     steps = per_epoch * settings.epochs
     state = _State.restore(folder, model, optimizer)
-    curves = _Curves(folder, state.step // per_epoch) if fabric.is_global_zero else None
+    told = reporter if fabric.is_global_zero else silent
+    curves = _Curves(folder if fabric.is_global_zero else None, state.step // per_epoch)
 
     network.train()
-    with reporter.work("training", steps, state.step) as advance:
+    with told.work("training", steps, state.step) as advance:
         while state.step < steps:
             epoch, first = divmod(state.step, per_epoch)
             augmented.set_epoch(epoch)
-            order = np.random.default_rng((seed, epoch)).permutation(len(data)).tolist()
+            order = np.random.default_rng((seed, epoch)).permutation(len(augmented)).tolist()
             for batch in _loader(augmented, order, first, settings, fabric, model.tasks):
                 began = time.perf_counter()
                 for group in optimizer.param_groups:
@@ -189,21 +220,12 @@ def _fit(
                 advance(1, f"loss {state.mean_loss:.3f}")
                 if state.step % per_epoch == 0:
                     state.end_epoch(epoch, settings.rate(state.step - 1, steps))
-                    if curves:
-                        curves.write(state.history)
-                if state.step % per_epoch == 0 or state.step % settings.checkpoint_every == 0:
-                    if fabric.is_global_zero and folder:
-                        state.save(folder, model, optimizer)
-    if curves:
-        curves.close()
-    model.eval()
-    if folder and fabric.is_global_zero:
-        model.save_pretrained(folder / "model.new")
-        write_json(folder / "cost.json", state.cost(fabric.device))
-        os.rename(folder / "model.new", folder / "model")
-        (folder / _State.file).unlink(missing_ok=True)
-    fabric.barrier()
-    return model
+                    curves.write(state.history)
+                due = state.step % per_epoch == 0 or state.step % settings.checkpoint_every == 0
+                if due and folder and fabric.is_global_zero:
+                    state.save(folder, model, optimizer)
+    curves.close()
+    return model.state_dict(), state.cost(fabric.device)
 
 
 def fit_codebooks(model: MultiTask, data: Reader, discovered: Discovered | None, seed: int) -> None:

@@ -1,0 +1,85 @@
+"""Recipes: typed, overridden, and refused by file and name where they make no sense."""
+
+import pytest
+
+from multidense import MultidenseError
+from multidense.config import load_recipe, recipe_path, settings_help, shipped
+
+
+def rooms(*overrides: str):
+    return load_recipe(recipe_path("rooms"), list(overrides))
+
+
+def test_every_shipped_recipe_loads_and_says_what_it_is():
+    for path in shipped().values():
+        load_recipe(path)
+        assert path.read_text(encoding="utf-8").startswith("# ")
+
+
+def test_a_saved_recipe_is_the_same_recipe(tmp_path):
+    recipe = rooms("--training.epochs", "3", "--discovery.threshold.semseg", "fixed 0.9")
+    recipe.save(tmp_path / "recipe.yaml")
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_the_command_line_overrides_the_file():
+    recipe = rooms("--training.lr", "0.02", "--data.size", "[24, 32]", "--networks.mtl.decoder", "hitts", "--seed", "4")
+    assert (recipe.training.lr, recipe.data.size, recipe.networks["mtl"].decoder, recipe.seed) == (0.02, (24, 32), "hitts", 4)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("epochs:", "epohcs:", "unknown key 'training.epohcs' (did you mean 'epochs'?)"),
+        ("baseline:", "baselin:", "unknown key 'baselin' (did you mean 'baseline'?)"),
+        ("setting: one-label", "setting: onelabel", "labels.setting"),
+        ("decoder: shared", "decoder: shred", "networks.mtl.decoder: there is no 'shred' (did you mean 'shared'?)"),
+        ("teacher: hitts", "teacher: hits", "networks.student.teacher: there is no 'hits' (did you mean 'hitts'?)"),
+        ("decoder: shared", "decodr: shared", "unknown key 'networks.mtl.decodr' (did you mean 'decoder'?)"),
+        ("classes: 13", "clases: 13", "tasks.semseg: unknown key 'clases' (did you mean 'classes'?)"),
+        ("classes: 13", "classes: many", "tasks.semseg: Parser key \"classes\": Expected a <class 'int'>. Got value: many"),
+        ("classes: 13", "classes: 1", "classes must lie in 2 … 254, found 1"),
+        ("depth:", "deepth:", "tasks: there is no 'deepth' (did you mean 'depth'?)"),
+        ("width: 0.25", "width: wide", "width"),
+        ("width: 0.25", "width: -1", "width must be positive"),
+        ("baseline: mtl", "baseline: mlt", "baseline: there is no 'mlt' (did you mean 'mtl'?)"),
+        ("share 0.6", "shere 0.6", "threshold: expected 'fixed T', 'share S' or 'precision P'"),
+        ("name: rooms", "name: [rooms", "cannot be read as YAML"),
+    ],
+)
+def test_a_mistake_in_a_recipe_is_named_with_its_file(tmp_path, before, after, said):
+    text = recipe_path("rooms").read_text(encoding="utf-8")
+    assert before in text
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace(before, after, 1), encoding="utf-8")
+    with pytest.raises(MultidenseError) as error:
+        load_recipe(path)
+    assert str(path) in str(error.value)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["--training.epohcs", "3"], "--training.epohcs"),
+        (["--training.epohcs", "3"], "did you mean '--training.epochs'?"),
+        (["--training.epochs", "many"], 'Parser key "training.epochs"'),
+        (["--training.batch_size", "0"], "batch_size must be at least 1"),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_named(overrides, said):
+    with pytest.raises(MultidenseError, match="the command line: ") as error:
+        rooms(*overrides)
+    assert said in str(error.value)
+
+
+def test_a_recipe_that_is_not_there_is_named_with_the_nearest():
+    with pytest.raises(MultidenseError, match="no recipe 'room' \\(did you mean 'rooms'\\?\\)"):
+        recipe_path("room")
+    with pytest.raises(MultidenseError, match="nowhere.yaml is not there"):
+        recipe_path("nowhere.yaml")
+
+
+def test_the_help_lists_every_setting():
+    text = settings_help()
+    assert all(word in text for word in ("--training.epochs", "--discovery.mode", "--labels.setting", "--data.reader"))

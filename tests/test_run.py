@@ -1,0 +1,180 @@
+"""The command: a small run from the recipe to the report, and every other command on what it left."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from multidense.cli import main
+from multidense.config import load_recipe
+from multidense.results import Results
+from multidense.run import Run
+
+TINY = """# a run that takes seconds
+name: tiny
+data: {reader: rooms, size: [32, 48], train: 9, val: 4}
+labels: {setting: one-label, seed: 0}
+tasks:
+  semseg: {classes: 13}
+  depth: {bins: 8}
+  normals: {centers: 6}
+width: 0.125
+networks:
+  stl: {decoder: shared, tasks: [depth]}
+  mtl: {decoder: shared, title: MTL baseline}
+  hitts: {decoder: hitts, title: HiTTs}
+  naive: {decoder: shared, title: naive, teacher: mtl, objective: {features: 0}}
+  student: {decoder: hitts, title: HiTTs + discovered labels, teacher: hitts}
+baseline: mtl
+training: {epochs: 1, batch_size: 3}
+pictures: 2
+"""
+
+
+def command(*arguments) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "multidense", *map(str, arguments)], capture_output=True, text=True, timeout=280, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    path = tmp_path_factory.mktemp("recipe") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="module")
+def done(recipe, tmp_path_factory):
+    """The finished run, made by the real command with two networks side by side."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    made = command("run", recipe, "--out", folder, "--processes", "2")
+    assert made.returncode == 0, made.stdout + made.stderr
+    return folder, made
+
+
+def test_a_run_ends_with_a_table_and_the_path_of_its_report(done):
+    folder, made = done
+    assert re.search(r"\| MTL baseline \|.*\| \+0\.00 % \|", made.stdout)
+    assert re.search(r"\| HiTTs \+ discovered labels \|.*\| [+-]\d+\.\d\d % \|", made.stdout)
+    assert str(folder / "report.html") in made.stdout
+    assert (folder / "report.md").exists()
+
+
+def test_results_say_where_they_come_from(done):
+    results = Results.load(done[0] / "student" / "results.json")
+    assert {"seed", "commit", "versions", "machine", "settings", "labels", "data", "checkpoint"} <= set(results.provenance)
+    assert results.provenance["labels"]["counts"] == {"semseg": 3, "depth": 3, "normals": 3}
+    assert {"parameters", "multiply_adds", "train_seconds", "peak_memory_mb"} <= set(results.cost)
+
+
+def test_a_single_task_network_sees_only_its_labelled_images(done, recipe):
+    work = Run(load_recipe(recipe), done[0])
+    data, _ = work.labels_of("stl")
+    assert len(data) == 3
+    assert all(data.annotated(index) == {"depth"} for index in range(3))
+    assert set(Results.load(done[0] / "stl" / "results.json").scores) == {"depth.absErr", "depth.rmse"}
+
+
+def test_each_teacher_has_discoveries_of_its_own(done):
+    for name in ("mtl", "hitts"):
+        manifest = json.loads((done[0] / f"discovered-{name}" / "manifest.json").read_text())
+        assert all(0 <= entry["precision"] <= 1 for entry in manifest["tasks"].values())
+
+
+def test_a_second_run_skips_what_is_done(done, recipe, capsys):
+    folder, _ = done
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.name in ("model.safetensors", "results.json")}
+    main(["run", str(recipe), "--out", str(folder)])
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert "delta_mtl" in capsys.readouterr().out
+
+
+def test_a_folder_of_another_recipe_is_refused_in_one_line(done, recipe, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["run", str(recipe), "--out", str(done[0]), "--seed", "5"])
+    assert "holds another recipe: seed was 0, is now 5" in str(stop.value)
+
+
+def test_a_misspelt_command_and_a_misspelt_key_get_one_line(recipe):
+    said = command("rnu", recipe)
+    assert said.returncode == 1
+    assert said.stderr.strip() == (
+        "multidense: there is no command 'rnu' (did you mean 'run'?); "
+        "there are run, train, discover, evaluate, predict, report, data, recipes"
+    )
+    said = command("run", recipe, "--training.epohcs=3")
+    assert said.returncode == 1
+    assert "Traceback" not in said.stderr
+    assert "did you mean '--training.epochs'?" in said.stderr
+
+
+def test_evaluate_scores_what_is_there(done, capsys):
+    before = Results.load(done[0] / "hitts" / "results.json")
+    main(["evaluate", str(done[0]), "--network", "hitts"])
+    assert "HiTTs" in capsys.readouterr().out
+    assert Results.load(done[0] / "hitts" / "results.json").scores == before.scores
+
+
+def test_discover_writes_to_another_folder_with_other_rules(done, tmp_path, capsys):
+    main(["discover", str(done[0]), "--network", "hitts", "--out", str(tmp_path / "d"), "--threshold", "share 0.9", "depth=fixed 0"])
+    manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
+    assert manifest["rules"] == {"semseg": "share 0.9", "depth": "fixed 0", "normals": "share 0.9"}
+    assert "kept 100.0 % of their pixels" in capsys.readouterr().out
+
+
+def test_predict_takes_pictures_of_any_size(done, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name, shape in {"a.png": (37, 51, 3), "b.jpg": (64, 40, 3), "grey.png": (48, 48)}.items():
+        Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / name)
+    model = done[0] / "student"
+    main(["predict", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out"), "--size", "32", "48"])
+    assert Image.open(tmp_path / "out" / "semseg" / "a.png").size == (51, 37)
+    assert Image.open(tmp_path / "out" / "depth" / "b.png").mode.startswith("I")
+    assert (tmp_path / "out" / "normals" / "grey.confidence.png").exists()
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:200])
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", str(tmp_path / "torn.jpg"), "--model", str(model), "--out", str(tmp_path / "out")])
+    assert "torn.jpg cannot be read as an image" in str(stop.value)
+
+
+def test_report_takes_several_runs(done, tmp_path, capsys):
+    main(["report", str(done[0]), "--out", str(tmp_path / "page.html")])
+    assert "MTL baseline" in (tmp_path / "page.html").read_text()
+
+
+def test_data_can_be_labelled_and_looked_at(tmp_path, capsys):
+    main(["data", "label", "rooms", "--setting", "one-label", "--size", "32", "48", "--out", str(tmp_path / "labels.csv")])
+    assert "200 images" in capsys.readouterr().out
+    assert (tmp_path / "labels.csv").read_text().startswith("#")
+    main(["data", "show", "rooms", "--count", "2", "--size", "32", "48", "--out", str(tmp_path / "sheet.png")])
+    assert Image.open(tmp_path / "sheet.png").size == (7 * 50 - 2, 2 * 34 - 2)
+
+
+def test_calibrated_thresholds_hold_labels_out_of_stage_one(recipe, tmp_path):
+    settings = ["--discovery.threshold", '{"default": "precision 0.3"}', "--discovery.calibration", "0.34", "--pictures", "0"]
+    recipe_with = load_recipe(recipe, settings)
+    work = Run(recipe_with, tmp_path)
+    shown, withheld = work.labels_of("hitts")
+    assert sum(len(shown.annotated(i)) for i in range(len(shown))) == 6
+    assert len(withheld) == 3
+    assert sum(len(work.labels_of("student")[0].annotated(i)) for i in range(9)) == 9
+
+
+def test_labels_from_a_file_of_ones_own(recipe, tmp_path):
+    rows = ["id,semseg,depth,normals"] + [f"train-{i:06d},1,0,{int(i % 2 == 0)}" for i in range(9)]
+    (tmp_path / "mine.csv").write_text("\n".join(rows) + "\n")
+    work = Run(load_recipe(recipe, ["--labels.file", str(tmp_path / "mine.csv")]), tmp_path / "run")
+    assert work.train.annotated(0) == {"semseg", "normals"}
+    assert work.train.annotated(1) == {"semseg"}
+
+
+def test_an_unwritable_folder_is_named(recipe, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        main(["run", str(recipe), "--out", str(tmp_path / "file" / "run")])
+    assert "cannot make the folder" in str(stop.value)

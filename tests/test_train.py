@@ -1,0 +1,229 @@
+"""Training: it learns, it can be killed and resumed to the same weights, and hidden labels never reach it."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import multidense as md
+from multidense.data import Augment, Reader, Rooms, Wrapped, partial
+from multidense.models.multitask import weights_hash
+from multidense.train import Training, _State, fit
+from multidense.types import Sample, Target
+
+SIZE = (32, 48)
+
+
+def tasks() -> list:
+    return [md.SemanticSegmentation(13), md.Depth(bins=8), md.Normals(centers=6)]
+
+
+@pytest.fixture(scope="module")
+def rooms() -> Reader:
+    return Rooms(tasks(), "train", size=SIZE, length=9)
+
+
+def network(decoder: str = "hitts", seed: int = 0):
+    return md.build_model("segnet", decoder, tasks(), width=0.125, seed=seed)
+
+
+def test_the_loss_falls(rooms):
+    losses = []
+
+    class Watch:
+        def work(self, title, total, done=0):
+            from contextlib import contextmanager
+
+            @contextmanager
+            def told():
+                yield lambda steps=1, note="": losses.append(float(note.split()[-1]))
+
+            return told()
+
+    fit(network(), rooms, epochs=6, batch_size=3, lr=3e-3, augment=Augment.none(), reporter=Watch())
+    assert losses[-1] < 0.9 * losses[2]
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(rooms):
+    data = partial.one_label(rooms, seed=0)
+    first, second, other = (weights_hash(fit(network(), data, epochs=1, batch_size=4, seed=seed)) for seed in (1, 1, 2))
+    assert first == second != other
+
+
+def test_workers_change_nothing(rooms):
+    alone, helped = (weights_hash(fit(network("shared"), rooms, epochs=1, batch_size=4, workers=workers)) for workers in (0, 2))
+    assert alone == helped
+
+
+def test_an_interrupted_training_ends_in_the_same_weights(rooms, tmp_path, monkeypatch):
+    settings = Training(epochs=2, batch_size=4, checkpoint_every=2)
+    whole = weights_hash(fit(network(), rooms, settings=settings, out=tmp_path / "whole"))
+    add, made = _State.add, []
+
+    def stop_at_five(state, *arguments):
+        add(state, *arguments)
+        made.append(1)
+        if len(made) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(_State, "add", stop_at_five)
+    with pytest.raises(KeyboardInterrupt):
+        fit(network(), rooms, settings=settings, out=tmp_path / "cut")
+    monkeypatch.undo()
+    assert (tmp_path / "cut" / "checkpoint.pt").exists()
+    resumed = fit(network(seed=7), rooms, settings=settings, out=tmp_path / "cut", resume=True)
+    assert weights_hash(resumed) == whole
+    assert (tmp_path / "cut" / "history.csv").read_text() == (tmp_path / "whole" / "history.csv").read_text()
+
+
+def test_kills_at_random_moments_end_in_the_same_weights(tmp_path):
+    """Real processes, real SIGKILLs; `kills.py` is a program of its own, which also does ten of them by hand."""
+    program = Path(__file__).with_name("kills.py")
+    done = subprocess.run([sys.executable, str(program), "3", str(tmp_path)], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "same weights" in done.stdout
+
+
+class Poisoned(Wrapped):
+    """Every label that `shown` hides is filled with NaN, or nonsense where NaN cannot be."""
+
+    def __init__(self, reader: Reader, shown: Reader):
+        super().__init__(reader)
+        self.shown = shown
+
+    def load(self, index, names) -> Sample:
+        sample = self.reader.load(index, names)
+        hidden = {
+            name: Target(torch.full_like(target.value, math.nan if target.value.is_floating_point() else 12), target.valid)
+            for name, target in sample.targets.items()
+            if name not in self.shown.annotated(index)
+        }
+        return replace(sample, targets=dict(sample.targets) | hidden)
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_hidden_labels_never_reach_anything(rooms, mode):
+    clean = partial.one_label(rooms, seed=3)
+    poisoned = partial.Partial(Poisoned(rooms, clean), clean.assignment)
+    ends = []
+    for data in (clean, poisoned):
+        teacher = fit(network(), data, epochs=1, batch_size=3)
+        found = md.discover(teacher, data, mode=mode)
+        student = fit(network(), data, discovered=found, epochs=1, batch_size=3)
+        assert all(parameter.isfinite().all() for parameter in student.parameters())
+        books = {name: book.tolist() for name, book in teacher.codebooks.items()}
+        ends.append((weights_hash(teacher), books, found.thresholds, weights_hash(student)))
+    assert ends[0] == ends[1]
+
+
+def test_codebooks_are_inherited_by_the_student(rooms):
+    data = partial.one_label(rooms, seed=0)
+    teacher = fit(network(), data, epochs=1)
+    found = md.discover(teacher, data)
+    student = fit(network(), partial.one_label(rooms, seed=5), discovered=found, epochs=1)
+    assert all(torch.equal(student.codebooks[name], book) for name, book in teacher.codebooks.items())
+
+
+def test_a_loss_that_is_not_finite_names_task_and_image_and_keeps_the_checkpoint(rooms, tmp_path):
+    class Broken(Wrapped):
+        def load(self, index, names):
+            sample = self.reader.load(index, names)
+            if index != 4:
+                return sample
+            spoiled = Target(torch.full_like(sample.targets["depth"].value, math.inf), sample.targets["depth"].valid)
+            return replace(sample, targets=dict(sample.targets) | {"depth": spoiled})
+
+    with pytest.raises(md.MultidenseError, match=r"labelled loss of 'depth' on image train-000004.*last good checkpoint is kept"):
+        model = network()
+        model.set_codebook("depth", torch.linspace(1, 5, 8)[:, None])
+        fit(model, Broken(rooms), epochs=1, batch_size=3, out=tmp_path, checkpoint_every=1, augment=Augment.none())
+
+
+def test_a_folder_of_another_training_is_refused_by_what_differs(rooms, tmp_path):
+    fit(network("shared"), rooms, epochs=1, out=tmp_path)
+    with pytest.raises(md.MultidenseError, match="training.lr was 0.001, is now 0.01"):
+        fit(network("shared"), rooms, epochs=1, lr=0.01, out=tmp_path, resume=True)
+    with pytest.raises(md.MultidenseError, match="holds this training already: resume it"):
+        fit(network("shared"), rooms, epochs=1, out=tmp_path)
+
+
+def test_a_finished_training_is_read_back(rooms, tmp_path):
+    trained = fit(network("shared"), rooms, epochs=1, out=tmp_path)
+    again = fit(network("shared", seed=9), rooms, epochs=1, out=tmp_path, resume=True)
+    assert weights_hash(again) == weights_hash(trained)
+
+
+def test_a_damaged_checkpoint_is_named(rooms, tmp_path):
+    fit(network("shared"), rooms, epochs=1, out=tmp_path)
+    (tmp_path / "model").rename(tmp_path / "elsewhere")
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK not a checkpoint")
+    with pytest.raises(md.MultidenseError, match=r"checkpoint\.pt cannot be read .* delete it"):
+        fit(network("shared"), rooms, epochs=1, out=tmp_path, resume=True)
+
+
+def test_a_full_disk_keeps_the_last_checkpoint(rooms, tmp_path):
+    """A limit on file sizes fails writes in the middle, as a full disk does."""
+    program = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_train import *
+data = Rooms(tasks(), "train", size=SIZE, length=9)
+save = _State.save
+def tight(state, folder, model, optimizer):
+    if state.step == 2:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
+    save(state, folder, model, optimizer)
+_State.save = tight
+try:
+    fit(network("shared"), data, epochs=1, batch_size=3, out={str(tmp_path)!r}, checkpoint_every=1)
+except md.MultidenseError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=240)
+    assert "cannot write" in done.stdout, done.stdout + done.stderr
+    assert "What was there before is untouched" in done.stdout
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 1
+    assert not list(tmp_path.glob(".*.tmp*"))
+
+
+def test_a_folder_in_use_is_refused(rooms, tmp_path):
+    import fcntl
+
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(md.MultidenseError, match="another process is training"):
+            fit(network("shared"), rooms, epochs=1, out=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"epohcs": 3}, "did you mean 'epochs'"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lr": -1.0}, "lr must be positive"),
+        ({"batch_size": 3, "devices": 2}, "multiple of devices"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(rooms, wrong, said):
+    with pytest.raises(md.MultidenseError, match=said):
+        fit(network("shared"), rooms, **wrong)
+
+
+def test_the_learning_rate_follows_its_schedule():
+    step = Training(lr=1.0, schedule="step", milestones=(0.5, 0.75), decay=0.5)
+    assert [step.rate(i, 8) for i in (0, 3, 4, 6, 7)] == [1, 1, 0.5, 0.25, 0.25]
+    assert Training(lr=1.0, schedule="poly").rate(5, 10) == pytest.approx(0.5**0.9)
+
+
+def test_two_processes_train_together(rooms, tmp_path):
+    data = partial.one_label(Rooms(tasks(), "train", size=SIZE, length=8), seed=0)
+    model = fit(network("shared"), data, epochs=1, batch_size=4, devices=2, accelerator="cpu", out=tmp_path)
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+    assert (tmp_path / "history.csv").read_text().count("\n") == 2
+    assert json.loads((tmp_path / "cost.json").read_text())["train_seconds"] > 0
