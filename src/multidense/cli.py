@@ -33,11 +33,14 @@ def main(arguments: list[str] | None = None) -> None:
         COMMANDS[name](given[1:])
     except MultidenseError as error:
         sys.exit(_complaint(str(error)))
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            sys.stderr.close()
+            return
+        sys.exit(_complaint(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"))
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here", file=sys.stderr)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
 
 
 def run(arguments: list[str]) -> None:

@@ -47,6 +47,10 @@ class Discovered:
         )
         self.thresholds = {name: entry["threshold"] for name, entry in manifest["tasks"].items()}
 
+    def __getstate__(self) -> dict:
+        """For worker processes: the temporary folder stays this process's to remove."""
+        return vars(self) | {"_temporary": None}
+
     @classmethod
     def open(cls, folder: Path, teacher: MultiTask | None = None) -> Discovered:
         """A finished discovery folder. Online ones need their `teacher`; left out, it is loaded from where the manifest says."""
@@ -75,7 +79,7 @@ class Discovered:
         """The batch with what the teacher sees in its clean view; offline, everything is there already."""
         if self.manifest["mode"] == "offline":
             return batch
-        outputs = _run(self.teacher, batch.clean)
+        outputs = _run(self.teacher.to(batch.clean.device), batch.clean)
         discovered, features = {}, {}
         for task in self.teacher.tasks:
             value, confidence = _found(task, outputs)

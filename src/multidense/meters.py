@@ -84,7 +84,7 @@ class ErrorMeter(Meter):
 
     def update(self, logits: Float[Tensor, "b c h w"], target: Target) -> None:
         true = target.value[target.valid].double()
-        predicted = self.decode(logits)[target.valid].double().clamp(min=1e-9)
+        predicted = self.decode(logits.double())[target.valid].clamp(min=1e-9)
         error, ratio = (predicted - true).abs(), torch.maximum(predicted / true, true / predicted)
         self.pixels += true.numel()
         self.absolute += error.sum().cpu()
@@ -112,7 +112,7 @@ class AngleMeter(Meter):
         super().__init__(pixels=(), total=(), squared=(), within=(3,))
 
     def update(self, logits: Float[Tensor, "b c h w"], target: Target) -> None:
-        degrees = angle(self.decode(logits).double(), target.value.double())[target.valid]
+        degrees = angle(self.decode(logits.double()), target.value.double())[target.valid]
         self.pixels += degrees.numel()
         self.total += degrees.sum().cpu()
         self.squared += degrees.square().sum().cpu()

@@ -44,7 +44,7 @@ class Objective:
         """Every term that has a weight and, for this batch, something to say."""
         terms: dict[str, dict[str, Tensor]] = {"labelled": {t.name: _loss(t, outputs, batch.targets) for t in tasks}}
         if self.discovered and any(target.valid.any() for target in batch.discovered.values()):
-            terms["discovered"] = {t.name: _loss(t, outputs, batch.discovered) for t in tasks}
+            terms["discovered"] = {t.name: _loss(t, outputs, batch.discovered) * ~batch.annotated[t.name] for t in tasks}
         if self.features and batch.features:
             terms["features"] = {
                 name: feature_loss(_features(outputs, name), target, batch.annotated[name])

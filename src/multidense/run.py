@@ -138,7 +138,7 @@ class Run:
             reporter=reporter,
         )
         if not (place / "results.json").exists():
-            self.evaluate(name, model, reporter).save(place / "results.json")
+            self.evaluate(name, model.to(self._device), reporter).save(place / "results.json")
         if self.recipe.pictures:
             for data, indices in self._pictured():
                 evaluation.prediction_pictures(model, data, indices, place / "pictures")
@@ -167,7 +167,7 @@ class Run:
             raise MultidenseError(f"{self.folder} has no network {name!r}; there are {', '.join(self.recipe.networks)}")
         if not (self.folder / name / "model").exists():
             raise MultidenseError(f"the network '{name}' of {self.folder} is not trained yet: `multidense run` or `train` does that")
-        return load_model(self.folder / name / "model").eval()
+        return load_model(self.folder / name / "model").to(self._device).eval()
 
     def discover(self, teacher: str, reporter: Reporter = silent, out: Path | None = None, **overrides) -> Discovered:
         """What a network of this run finds on the training images; read back where it is done."""
@@ -235,6 +235,14 @@ class Run:
         }
 
     # Parts ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _device(self) -> str:
+        """Where networks run that are not being trained."""
+        wanted = self.recipe.training.accelerator
+        if wanted == "auto":
+            return "cuda" if torch.cuda.is_available() else "cpu"
+        return {"gpu": "cuda"}.get(wanted, wanted)
 
     def _pictured(self) -> list[tuple[Reader, list[int]]]:
         return [(data, evenly(len(data), self.recipe.pictures)) for data in (self.val, self.everything)]

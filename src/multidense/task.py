@@ -1,8 +1,8 @@
 """The contract of a task: everything that is peculiar to one kind of per-pixel output, and nothing else's business.
 
-A task is a frozen dataclass. It knows what its values mean, how they are stored in files, how they move when the image moves, how
-logits become values, what the loss is, what the scores are, what it looks like. All geometry is one method, `warp`, with the
-named moves (`resize`, `crop`, `flip`, `rotate`, `zoom`) as its special cases; a task only says how its *values* answer.
+A task is a frozen dataclass. It knows what its values mean, how they are stored in files, how they move when the image moves,
+how logits become values, what the loss is, what the scores are, what it looks like. All geometry is one method, `warp`, with
+the named moves (`resize`, `crop`, `flip`, `rotate`, `zoom`) as its special cases; a task only says how its *values* answer.
 """
 
 from __future__ import annotations
@@ -116,8 +116,10 @@ class Task(ABC):
         """The target as seen through `geometry`: resampled, its values moved, legal everywhere, not valid outside."""
         if geometry.is_identity:
             return target
-        valid = warp(target.valid.to(torch.uint8), geometry, "nearest").bool()
-        value = warp(target.value, geometry, self.interpolation)
+        both = warp(torch.cat([target.value.float(), target.valid.float()]), geometry, "nearest")  # class ids stay exact
+        value, valid = both[:-1].to(target.value.dtype), both[-1:].bool()
+        if self.interpolation != "nearest":
+            value = warp(target.value, geometry, self.interpolation)
         if geometry.degrees:
             value = self.moved_by_rotation(value, geometry.degrees)
         if geometry.flip:
@@ -135,7 +137,11 @@ class Task(ABC):
         return value
 
     def moved_by_zoom(self, value: Shaped[Tensor, "c h w"], factor: float) -> Shaped[Tensor, "c h w"]:
-        """Values after enlarging the image by `factor`, as if the camera's focal length stayed and the scene came nearer."""
+        """Values after enlarging the image by `factor`; the pixels have moved already.
+
+        The view is that of a camera with a focal length `factor` times as long and the whole scene scaled by 1/`factor`: depth
+        is divided by it, normals stay, and a plane's depth and its normal still agree.
+        """
         return value
 
     def resize(self, target: Target, size: tuple[int, int]) -> Target:

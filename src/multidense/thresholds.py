@@ -91,5 +91,5 @@ class Confidences:
 
 
 def _lower_edge(level: int) -> float:
-    """Just below the bin's lower edge, for keeping is "above", not "from"."""
-    return max(level / BINS - 1e-9, -1e-9)
+    """Just below the bin's lower edge, for keeping is "above", not "from": by enough that single precision sees it."""
+    return level / BINS - 1e-6

@@ -1,9 +1,9 @@
-"""The contract of a reader, the base of everything wrapped around one, and a memory with a limit."""
+"""The contract of a reader, its samples in groups, the base of everything wrapped around one, and a memory with a limit."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -42,6 +42,21 @@ class Reader(Dataset, ABC):
     def __getitem__(self, index: int) -> Sample:
         index = range(len(self))[index]
         return self.load(index, self.annotated(index))
+
+
+def batches(reader: Reader, size: int, labels: bool = True) -> Iterator[tuple[list[int], list[Sample]]]:
+    """Samples in order, up to `size` of the same height and width at a time; without `labels` no label is read."""
+    indices: list[int] = []
+    samples: list[Sample] = []
+    for index in range(len(reader)):
+        sample = reader[index] if labels else reader.load(index, ())
+        if samples and (len(samples) == size or sample.image.shape != samples[0].image.shape):
+            yield indices, samples
+            indices, samples = [], []
+        indices.append(index)
+        samples.append(sample)
+    if samples:
+        yield indices, samples
 
 
 class Wrapped(Reader):

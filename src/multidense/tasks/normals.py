@@ -68,12 +68,11 @@ class Normals(ContinuousTask):
         return spherical_kmeans(self.labelled_pixels(targets, seed), self.centers, seed)
 
     def encode(self, array: np.ndarray, valid: np.ndarray | None = None) -> Target:
-        array = np.asarray(array, np.float32)
+        array = np.asarray(array, np.float64)  # the squares of large float32 numbers would overflow
         length = np.linalg.norm(np.nan_to_num(array, posinf=0, neginf=0), axis=-1)
         legal = np.isfinite(array).all(-1) & (length > 1e-3)
         valid = legal if valid is None else valid & legal
-        upright = np.array([0, 0, 1], np.float32)
-        value = np.where(valid[..., None], array / np.where(legal, length, 1)[..., None], upright)
+        value = np.where(valid[..., None], array / np.where(legal, length, 1)[..., None], [0.0, 0.0, 1.0])
         return Target(torch.from_numpy(value.astype(np.float32).transpose(2, 0, 1).copy()), torch.from_numpy(valid)[None])
 
     def to_file(self, path: Path, value: Tensor, valid: Tensor) -> None:

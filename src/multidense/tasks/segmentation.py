@@ -63,8 +63,8 @@ class SemanticSegmentation(Task):
         return tuple(self.names) or tuple(str(i) for i in range(self.classes))
 
     def encode(self, array: np.ndarray, valid: np.ndarray | None = None) -> Target:
-        valid = np.ones(array.shape, bool) if valid is None else valid
-        wrong = np.unique(array[valid & ((array < 0) | (array >= self.classes))])
+        valid = np.ones(array.shape, bool) if valid is None else np.array(valid)
+        wrong = np.unique(array[valid & ~((array >= 0) & (array < self.classes) & (np.floor(array) == array))])
         if wrong.size:
             raise ValueError(
                 f"{self.name}: class ids must lie in 0 … {self.classes - 1}, found {', '.join(map(str, wrong[:8]))}"

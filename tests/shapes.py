@@ -1,0 +1,8 @@
+"""The type checker that pytest runs over every signature of the package: beartype, to which ints and numpy's numbers are floats too."""
+
+import numpy as np
+from beartype import BeartypeConf, FrozenDict, beartype
+
+checked = beartype(
+    conf=BeartypeConf(hint_overrides=FrozenDict({float: float | int | np.floating, int: int | np.integer}))
+)
