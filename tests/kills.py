@@ -28,7 +28,7 @@ def train(folder: Path, data) -> None:
     def network():
         return md.build_model("segnet", "hitts", TASKS, width=0.125, seed=0)
 
-    settings = {"epochs": 4, "batch_size": 3, "checkpoint_every": 2, "resume": True}
+    settings = {"epochs": 2, "batch_size": 3, "checkpoint_every": 2, "resume": True}
     teacher = md.fit(network(), data, out=folder / "teacher", **settings)
     found = md.discover(teacher, data, folder / "discovered")
     md.fit(network(), data, discovered=found, out=folder / "student", **settings)

@@ -10,7 +10,6 @@ from PIL import Image
 import multidense as md
 from multidense.data import Augment, Augmented, Rooms, collate, partial
 from multidense.discovery import Discovered, judge
-from multidense.train import fit_codebooks
 
 SIZE = (32, 48)
 ALL = [md.SemanticSegmentation(13), md.HumanParts(), md.Depth(bins=8), md.Normals(centers=6), md.Edges(), md.Saliency()]
@@ -29,8 +28,7 @@ def data(full):
 @pytest.fixture(scope="module")
 def teacher(data):
     model = md.build_model("segnet", "hitts", ALL, width=0.125, seed=0)
-    fit_codebooks(model, data, None, seed=0)
-    return model.eval()
+    return md.fit(model, data, epochs=1)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +65,8 @@ def test_the_kept_share_is_the_one_that_was_asked_for(found):
 
 def test_label_maps_open_as_ordinary_pictures(found, data):
     index = next(i for i in range(len(data)) if "semseg" not in data.annotated(i))
-    ids = np.asarray(Image.open(found.folder / "semseg" / f"{data.ids[index]}.png"))
+    with Image.open(found.folder / "semseg" / f"{data.ids[index]}.png") as image:
+        ids = np.array(image)
     assert ids.shape == SIZE
     assert set(np.unique(ids)) <= {*range(13), 255}
 
@@ -87,7 +86,7 @@ def test_an_interrupted_discovery_goes_on_and_ends_the_same(found, teacher, data
 
 
 def test_a_folder_of_another_discovery_is_refused(found, teacher, data):
-    with pytest.raises(md.MultidenseError, match="discovered with another rules"):
+    with pytest.raises(md.MultidenseError, match="discovered differently: rules changed"):
         md.discover(teacher, data, found.folder, threshold="share 0.5")
 
 

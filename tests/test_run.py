@@ -24,10 +24,8 @@ tasks:
   normals: {centers: 6}
 width: 0.125
 networks:
-  stl: {decoder: shared, tasks: [depth]}
   mtl: {decoder: shared, title: MTL baseline}
   hitts: {decoder: hitts, title: HiTTs}
-  naive: {decoder: shared, title: naive, teacher: mtl, objective: {features: 0}}
   student: {decoder: hitts, title: HiTTs + discovered labels, teacher: hitts}
 baseline: mtl
 training: {epochs: 1, batch_size: 3}
@@ -72,18 +70,32 @@ def test_results_say_where_they_come_from(done):
     assert {"parameters", "multiply_adds", "train_seconds", "peak_memory_mb"} <= set(results.cost)
 
 
-def test_a_single_task_network_sees_only_its_labelled_images(done, recipe):
-    work = Run(load_recipe(recipe), done[0])
+OTHERS = """
+  stl: {decoder: shared, tasks: [depth]}
+  mtl: {decoder: shared}
+  naive: {decoder: shared, teacher: mtl, objective: {features: 0}}
+  hitts: {decoder: hitts}
+  student: {decoder: hitts, teacher: hitts}
+"""
+
+
+def test_single_tasks_naive_labels_and_several_teachers_make_one_run(tmp_path):
+    head, _, tail = TINY.partition("networks:")
+    (tmp_path / "others.yaml").write_text(head + "networks:" + OTHERS + tail[tail.index("baseline:") :])
+    work = Run(load_recipe(tmp_path / "others.yaml", ["--discovery.mode", "online"]), tmp_path / "run")
     data, _ = work.labels_of("stl")
     assert len(data) == 3
     assert all(data.annotated(index) == {"depth"} for index in range(3))
-    assert set(Results.load(done[0] / "stl" / "results.json").scores) == {"depth.absErr", "depth.rmse"}
-
-
-def test_each_teacher_has_discoveries_of_its_own(done):
+    assert work.run().exists()
+    assert set(work.results()["stl"].scores) == {"depth.absErr", "depth.rmse"}
+    assert set(work.gains()) == {"mtl", "naive", "hitts", "student"}
     for name in ("mtl", "hitts"):
-        manifest = json.loads((done[0] / f"discovered-{name}" / "manifest.json").read_text())
-        assert all(0 <= entry["precision"] <= 1 for entry in manifest["tasks"].values())
+        assert json.loads((tmp_path / "run" / f"discovered-{name}" / "manifest.json").read_text())["mode"] == "online"
+
+
+def test_the_manifest_says_how_right_discovered_labels_are(done):
+    manifest = json.loads((done[0] / "discovered" / "manifest.json").read_text())
+    assert all(0 <= entry["precision"] <= 1 for entry in manifest["tasks"].values())
 
 
 def test_a_second_run_skips_what_is_done(done, recipe, capsys):
@@ -133,8 +145,8 @@ def test_predict_takes_pictures_of_any_size(done, tmp_path, capsys):
         Image.fromarray(rng.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / name)
     model = done[0] / "student"
     main(["predict", str(tmp_path), "--model", str(model), "--out", str(tmp_path / "out"), "--size", "32", "48"])
-    assert Image.open(tmp_path / "out" / "semseg" / "a.png").size == (51, 37)
-    assert Image.open(tmp_path / "out" / "depth" / "b.png").mode.startswith("I")
+    with Image.open(tmp_path / "out" / "semseg" / "a.png") as ids, Image.open(tmp_path / "out" / "depth" / "b.png") as steps:
+        assert (ids.size, steps.size, steps.mode[0]) == ((51, 37), (40, 64), "I")
     assert (tmp_path / "out" / "normals" / "grey.confidence.png").exists()
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:200])
     with pytest.raises(SystemExit) as stop:
@@ -152,7 +164,8 @@ def test_data_can_be_labelled_and_looked_at(tmp_path, capsys):
     assert "200 images" in capsys.readouterr().out
     assert (tmp_path / "labels.csv").read_text().startswith("#")
     main(["data", "show", "rooms", "--count", "2", "--size", "32", "48", "--out", str(tmp_path / "sheet.png")])
-    assert Image.open(tmp_path / "sheet.png").size == (7 * 50 - 2, 2 * 34 - 2)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size == (7 * 50 - 2, 2 * 34 - 2)
 
 
 def test_calibrated_thresholds_hold_labels_out_of_stage_one(recipe, tmp_path):

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from multidense.version import __version__
@@ -93,7 +94,8 @@ def discover(arguments: list[str]) -> None:
     from multidense.run import Run
 
     work = Run.open(Path(options.run))
-    network = _one_of(options.network, work.teachers or list(work.recipe.networks), "network")
+    teachers = work.teachers if len(work.teachers) == 1 and not options.network else list(work.recipe.networks)
+    network = _one_of(options.network, teachers, "network")
     rules = [rule.partition("=") for rule in options.threshold or ()]
     overrides = {"threshold": {name if found else "default": rule if found else name for name, found, rule in rules}} if rules else {}
     found = work.discover(network, reporter(), out=Path(options.out) if options.out else None, **overrides)
@@ -234,6 +236,7 @@ def _overview() -> str:
 def _recipe_and_folder(command: str, arguments: list[str]):
     """The recipe with its overrides, and the folder to run it in."""
     from multidense.config import load_recipe, recipe_path, settings_help
+    from multidense.types import MultidenseError
 
     parser = _parser(command, COMMANDS[command], "Any setting of the recipe can be given, for instance --training.epochs 20.", False)
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name (see `multidense recipes`) or file")
@@ -244,6 +247,8 @@ def _recipe_and_folder(command: str, arguments: list[str]):
         parser.print_help()
         print("\nsettings:\n" + settings_help())
         sys.exit(0 if options.help else 2)
+    if arguments[0].startswith("--") and options.recipe not in arguments[:1] and overrides:
+        raise MultidenseError(f"the recipe comes first, its settings after it: multidense {command} RECIPE {' '.join(overrides)} …")
     recipe = load_recipe(recipe_path(options.recipe), overrides)
     return recipe, Path(options.out or f"runs/{recipe.name}")
 
@@ -263,8 +268,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 def _reader(options: argparse.Namespace):
     """The data that a command line names."""
+    from multidense.config import is_recipe, load_recipe
     from multidense.data import Folder, Rooms
-    from multidense.run import Run
+    from multidense.run import Run, reader_of
     from multidense.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
 
     size = tuple(options.size) if options.size else None
@@ -274,6 +280,9 @@ def _reader(options: argparse.Namespace):
     if (Path(options.data) / "recipe.yaml").exists():
         work = Run.open(Path(options.data))
         return work.everything if options.split == "train" else work.val
+    if is_recipe(Path(options.data)):
+        recipe = load_recipe(Path(options.data))
+        return reader_of(replace(recipe, data=replace(recipe.data, root=options.root or recipe.data.root)), options.split)
     return Folder(options.data, options.split, size=size, root=options.root)
 
 

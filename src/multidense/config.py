@@ -31,8 +31,8 @@ class Data:
         description: of the folder reader: a YAML file, relative to the recipe or to where the command is run.
         root: where the described files lie, if not where the description says.
         size: height and width that everything is resized to; left out, images keep theirs.
-        train: how many training images; left out, all (rooms: 200).
-        val: how many validation images; left out, all (rooms: 100).
+        train: how many training images, evenly spread; left out, all (rooms: 400).
+        val: how many validation images, evenly spread; left out, all (rooms: 100).
         seed: of the rooms.
         cache: folder in which rendered rooms are kept.
     """
@@ -52,14 +52,14 @@ class Labels:
     """Which labels training may use.
 
     Args:
-        setting: "full", "one-label" (one task an image), "random-labels" (1 … T − 1 tasks), "few-shot" (one task keeps `k` images).
+        setting: "full" (all there are), "one-label" (one task an image), "random-labels" (1 … T − 1 tasks), "few-shot" (one task keeps `k` images).
         seed: of the assignment.
         file: a label assignment (CSV) made before; it takes the place of the setting.
         task: of "few-shot": the task that keeps few labels.
         k: of "few-shot": how many.
     """
 
-    setting: Literal["full", "one-label", "random-labels", "few-shot"] = "one-label"
+    setting: Literal["full", "one-label", "random-labels", "few-shot"] = "full"
     seed: int = 0
     file: str | None = None
     task: str | None = None
@@ -212,6 +212,15 @@ def recipe_path(name: str) -> Path:
     if name not in shipped():
         raise MultidenseError(f"there is no recipe {name!r}{nearest(name, shipped())}; there are {', '.join(shipped())}, or give a .yaml file")
     return shipped()[name]
+
+
+def is_recipe(path: Path) -> bool:
+    """Whether a file looks like a recipe, not like a description of data."""
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(given, dict) and "networks" in given
 
 
 def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:

@@ -10,7 +10,9 @@ value is believed where its confidence exceeds the task's threshold (equation 7)
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,18 +40,13 @@ MANIFEST = "manifest.json"
 class Discovered:
     """What a network found: a manifest, the teacher's codebooks, and either stored maps (offline) or the teacher itself (online)."""
 
-    def __init__(self, folder: Path, manifest: dict, teacher: MultiTask | None, temporary=None):
+    def __init__(self, folder: Path, manifest: dict, teacher: MultiTask | None):
         self.folder, self.manifest, self.teacher = Path(folder), manifest, teacher
-        self._temporary = temporary  # keeps a temporary folder alive as long as somebody reads it
         self.codebooks: dict[str, Tensor] = load_file(self.folder / "codebooks.safetensors")
         self.tasks = tuple(
             from_spec(entry["spec"]).with_codebook(self.codebooks.get(name)) for name, entry in manifest["tasks"].items()
         )
         self.thresholds = {name: entry["threshold"] for name, entry in manifest["tasks"].items()}
-
-    def __getstate__(self) -> dict:
-        """For worker processes: the temporary folder stays this process's to remove."""
-        return vars(self) | {"_temporary": None}
 
     @classmethod
     def open(cls, folder: Path, teacher: MultiTask | None = None) -> Discovered:
@@ -147,7 +144,7 @@ class _Attached(Wrapped):
 def discover(
     teacher: MultiTask,
     data: Reader,
-    out: Path | None = None,
+    out: Path | str | None = None,
     *,
     threshold: str | float | Mapping[str, str | float] = "share 0.6",
     mode: Literal["offline", "online"] = "offline",
@@ -162,7 +159,7 @@ def discover(
     Args:
         teacher: the first-stage network. All its tasks must have a confidence (continuous ones need a codebook).
         data: the training data as stage 1 saw it, unaugmented; what it is annotated for is never discovered.
-        out: folder for label maps, confidences, features and manifest. None keeps them in a temporary one.
+        out: folder for label maps, confidences, features and manifest. None keeps them in a temporary one, as long as the result lives.
         threshold: a rule for all tasks or one per task, see `multidense.thresholds`.
         mode: "offline" stores everything; "online" stores thresholds only, and the teacher runs beside the student.
         features: whether to save task features and their confidence (float16) for feature supervision.
@@ -183,8 +180,7 @@ def discover(
     if calibration is None and any(rule.rule == "precision" for rule in rules.values()):
         raise MultidenseError("the rule 'precision' needs calibration labels that stage 1 was not shown: pass calibration=")
 
-    temporary = tempfile.TemporaryDirectory(prefix="multidense-") if out is None else None
-    folder = Path(temporary.name if temporary else out)
+    folder = Path(tempfile.mkdtemp(prefix="multidense-") if out is None else out)
     request = {
         "version": 1,
         "multidense": __version__,
@@ -217,7 +213,10 @@ def discover(
         }
     }
     write_json(folder / MANIFEST, manifest)
-    return Discovered(folder, manifest, teacher, temporary)
+    found = Discovered(folder, manifest, teacher)
+    if out is None:
+        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+    return found
 
 
 def judge(found: Discovered, truth: Reader) -> dict[str, dict[str, float]]:
@@ -269,7 +268,8 @@ def _already_there(folder: Path, request: dict) -> bool:
     different = [key for key in wanted if before.get(key) != wanted[key] and key != "multidense"]
     if different:
         raise MultidenseError(
-            f"{folder} holds labels discovered with another {' and '.join(different)}: choose another folder or delete this one"
+            f"{folder} holds labels that were discovered differently: {' and '.join(different)} changed. "
+            "Choose another folder, or delete this one"
         )
     return (folder / MANIFEST).exists()
 
@@ -329,7 +329,7 @@ def _store(teacher, data: Reader, folder: Path, thresholds: Mapping, request: di
                     valid = confidence > thresholds[name]
                     if offline:
                         tasks[name].write(folder / name / f"{sample.id}{tasks[name].file_suffix}", value, valid)
-                        _write_share(folder / "confidence" / name / f"{sample.id}.png", confidence)
+                        write_confidence(folder / "confidence" / name / f"{sample.id}.png", confidence)
                     groups = _group_counts(tasks[name], value, valid)
                     counted[name] += groups
                     entry["groups"][name] = groups.tolist()
@@ -362,7 +362,8 @@ def _group_counts(task, value: Tensor, valid: Tensor) -> Tensor:
     return torch.stack([torch.bincount(groups.flatten(), minlength=many), kept], dim=1).double()
 
 
-def _write_share(path: Path, confidence: Tensor) -> None:
+def write_confidence(path: Path, confidence: Tensor) -> None:
+    """A confidence map `[1 h w]` as an 8-bit grey PNG, 255 for 1."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as beside:
         Image.fromarray((confidence[0] * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()).save(beside)

@@ -13,7 +13,7 @@ from torch import Tensor
 from multidense import pictures
 from multidense.data import Reader, collate
 from multidense.data.reader import batches
-from multidense.discovery import Discovered
+from multidense.discovery import Discovered, write_confidence
 from multidense.files import write_json, written_aside
 from multidense.models.cost import count_parameters, multiply_adds
 from multidense.models.multitask import MultiTask, weights_hash
@@ -40,7 +40,7 @@ def evaluate(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: R
     device = next(model.parameters()).device
     training, seen = model.training, dict.fromkeys(meters, 0)
     model.eval()
-    for indices, samples in reporter.track(batches(data, batch_size), "evaluating", len(data), size=lambda item: len(item[0])):
+    for _, samples in reporter.track(batches(data, batch_size), "evaluating", len(data), size=lambda item: len(item[0])):
         batch = collate(samples, tasks).to(device)
         with torch.no_grad():
             outputs = model(batch.image)
@@ -69,7 +69,8 @@ def evaluate(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: R
         provenance={
             "data": data.provenance(),
             "images": seen,
-            "network": {"hash": weights_hash(model), "spec": model.spec},
+            "weights": weights_hash(model),
+            "model": model.spec,
             **environment(),
         },
         cost={"parameters": count_parameters(model), "multiply_adds": multiply_adds(model, size)},
@@ -120,7 +121,7 @@ def save_prediction(task: Task, value: Tensor, confidence: Tensor, folder: Path,
     task.write(folder / task.name / f"{name}{task.file_suffix}", value)
     _save(folder / task.name / f"{name}.picture.png", task.picture(value))
     if task.has_confidence:
-        _save(folder / task.name / f"{name}.confidence.png", pictures.grey(confidence[0].numpy()))
+        write_confidence(folder / task.name / f"{name}.confidence.png", confidence)
 
 
 def contact_sheet(data: Reader, indices: Sequence[int], path: Path) -> None:

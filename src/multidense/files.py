@@ -47,13 +47,16 @@ def write_json(path: Path, data: object) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """Read a JSON file; an unreadable one is named."""
+    """Read a JSON object; a file that is unreadable, or holds something else, is named."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise MultidenseError(f"{path} is not there") from error
     except (OSError, ValueError) as error:
         raise MultidenseError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise MultidenseError(f"{path} should hold a JSON object, found {type(data).__name__}")
+    return data
 
 
 def fingerprint(path: Path) -> str:

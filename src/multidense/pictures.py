@@ -79,7 +79,7 @@ def from_image(image: Float[np.ndarray, "3 h w"]) -> Picture:
     return (np.clip(image, 0, 1) * 255).round().astype(np.uint8).transpose(1, 2, 0)
 
 
-def grid(rows: Sequence[Sequence[Picture]], gap: int = 2) -> Picture:
+def grid(rows: Sequence[Sequence[Picture]], gap: int = 2) -> UInt8[np.ndarray, "sheet_h sheet_w 3"]:
     """Pictures of one size side by side, rows below each other, on white."""
     height, width = rows[0][0].shape[:2]
     most = max(len(row) for row in rows)

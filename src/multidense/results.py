@@ -45,8 +45,8 @@ class Results:
         known = set(cls.__dataclass_fields__)
         if "scores" not in data or not set(data) <= known:
             raise MultidenseError(f"{path} is not a results file: expected the keys {', '.join(sorted(known))}")
-        data["scores"] = {name: math.nan if value is None else value for name, value in data["scores"].items()}
-        return cls(**data)
+        numbers = {key: _nan_for_null(data[key]) for key in ("scores", "further", "per_class", "cost") if key in data}
+        return cls(**data | numbers)
 
     def __str__(self) -> str:
         lines = [f"{name:<24}{value:>10.4g} {score_of(name).unit}".rstrip() for name, value in self.scores.items()]
@@ -97,6 +97,12 @@ def _null_for_nan(data):
     if isinstance(data, list | tuple):
         return [_null_for_nan(value) for value in data]
     return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def _nan_for_null(data):
+    if isinstance(data, dict):
+        return {key: _nan_for_null(value) for key, value in data.items()}
+    return math.nan if data is None else data
 
 
 def environment() -> dict:

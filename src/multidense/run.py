@@ -43,10 +43,11 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, Path(folder)
         kept = self.folder / "recipe.yaml"
-        if kept.exists():
+        if kept.exists() and any(self.folder.glob("*/training.json")):
             _same(yaml.safe_load(kept.read_text(encoding="utf-8")), yaml.safe_load(recipe.to_yaml()), self.folder)
-        else:
+        elif not kept.exists() or kept.read_text(encoding="utf-8") != recipe.to_yaml():
             recipe.save(kept)
+            (self.folder / "assignment.csv").unlink(missing_ok=True)  # nothing was trained with it yet
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -60,12 +61,12 @@ class Run:
     @cached_property
     def everything(self) -> Reader:
         """The training split with all its labels: for assignments and for pictures, never for training."""
-        return self._reader("train")
+        return reader_of(self.recipe, "train")
 
     @cached_property
     def val(self) -> Reader:
         """The validation split."""
-        return self._reader("val")
+        return reader_of(self.recipe, "val")
 
     @cached_property
     def train(self) -> Reader:
@@ -85,14 +86,6 @@ class Run:
         told = {"setting": labels.setting, "seed": labels.seed, "hash": chosen.assignment.hash, "images": len(reader)}
         write_json(self.folder / "labels.json", told | {"file": labels.file, "counts": counts, "full": full})
         return chosen
-
-    def _reader(self, split: str) -> Reader:
-        data, tasks = self.recipe.data, self.recipe.task_objects()
-        wanted = getattr(data, split)
-        if data.reader == "rooms":
-            return Rooms(tasks, split, size=data.size or (48, 64), length=wanted, seed=data.seed, cache=data.cache)
-        reader = Folder(data.description, split, tasks=tasks, size=data.size, root=data.root)
-        return Subset(reader, evenly(len(reader), wanted)) if wanted else reader
 
     def labels_of(self, network: str) -> tuple[Reader, Reader | None]:
         """What a network trains on, and the labels withheld from it for calibration (None where nothing is calibrated)."""
@@ -156,7 +149,6 @@ class Run:
             "checkpoint": "last epoch",
             "labels": read_json(self.folder / "labels.json") if (self.folder / "labels.json").exists() else None,
             "settings": json.loads(json.dumps(asdict(self.recipe))),
-            "weights": results.provenance["network"]["hash"],
         }
         cost = read_json(self.folder / name / "cost.json") if (self.folder / name / "cost.json").exists() else {}
         return replace(results, provenance=dict(results.provenance) | provenance, cost=dict(results.cost) | cost)
@@ -294,6 +286,15 @@ class Run:
         command = [sys.executable, "-m", "multidense", "train", str(self.folder), "--network", name]
         with open(place / "log.txt", "w", encoding="utf-8") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+
+
+def reader_of(recipe: Recipe, split: str) -> Reader:
+    """One split of a recipe's data, with all its labels."""
+    data, tasks, wanted = recipe.data, recipe.task_objects(), getattr(recipe.data, split, None)
+    if data.reader == "rooms":
+        return Rooms(tasks, split, size=data.size or (48, 64), length=wanted, seed=data.seed, cache=data.cache)
+    reader = Folder(data.description, split, tasks=tasks, size=data.size, root=data.root)
+    return Subset(reader, evenly(len(reader), wanted)) if wanted else reader
 
 
 class _watch:

@@ -18,7 +18,8 @@ from torch import Tensor
 from multidense.suggest import nearest
 from multidense.types import MultidenseError
 
-BINS = 10_000
+BINS = 1_000_000
+"""Levels of confidence that are told apart; barely trained networks need many, for theirs lie close together."""
 NOTHING = 1.0
 """A threshold that no confidence exceeds."""
 
@@ -91,5 +92,8 @@ class Confidences:
 
 
 def _lower_edge(level: int) -> float:
-    """Just below the bin's lower edge, for keeping is "above", not "from": by enough that single precision sees it."""
-    return level / BINS - 1e-6
+    """The last number below the bin in the single precision of confidences, for keeping is "above", not "from"."""
+    edge = torch.tensor(level / BINS)
+    if level and edge.item() >= level / BINS:
+        edge = torch.nextafter(edge, torch.tensor(0.0))
+    return edge.item() if level else -1e-9

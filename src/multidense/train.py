@@ -11,14 +11,17 @@ import fcntl
 import os
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -159,8 +162,11 @@ def _fit(
         strategy="ddp_spawn" if settings.devices > 1 else "auto",
     )
     # With several devices the loop runs in as many new processes, and the weights come back from the first of them.
-    weights, cost = fabric.launch(_loop, model, augmented, discovered, folder, seed, settings, reporter)
-    model.load_state_dict(weights)
+    with tempfile.TemporaryDirectory(prefix="multidense-") as handover:
+        weights = Path(handover) / "weights.safetensors"
+        job = {"model": model, "augmented": augmented, "discovered": discovered, "folder": folder, "weights": weights}
+        cost = fabric.launch(partial(_loop, **job, seed=seed, settings=settings, reporter=reporter))
+        model.load_state_dict(safetensors.torch.load_file(weights))
     model.eval()
     if folder:
         model.save_pretrained(folder / "model.new")
@@ -176,11 +182,12 @@ def _loop(
     augmented: Augmented,
     discovered: Discovered | None,
     folder: Path | None,
+    weights: Path,
     seed: int,
     settings: Training,
     reporter: Reporter,
-) -> tuple[dict[str, Tensor], dict[str, float]]:
-    """Every step of a training, in each process; the weights and what they cost."""
+) -> dict[str, float]:
+    """Every step of a training, in each process; the first writes the final `weights`. Returns what the training took."""
     torch.manual_seed(seed)
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -225,7 +232,10 @@ def _loop(
                 if due and folder and fabric.is_global_zero:
                     state.save(folder, model, optimizer)
     curves.close()
-    return model.state_dict(), state.cost(fabric.device)
+    if fabric.is_global_zero:
+        final = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+        safetensors.torch.save_file(final, weights)
+    return state.cost(fabric.device)
 
 
 def fit_codebooks(model: MultiTask, data: Reader, discovered: Discovered | None, seed: int) -> None:

@@ -1,0 +1,219 @@
+"""What supervises, and how it is averaged: HiTTs, equations (5) to (8), by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from multidense.objective import Objective, feature_loss
+from multidense.tasks import Depth, Edges, SemanticSegmentation
+from multidense.types import Batch, FeatureTarget, MultidenseError, Outputs, Target
+
+SIZE = (4, 6)
+SEMSEG, DEPTH = SemanticSegmentation(3), Depth()
+TASKS = (SEMSEG, DEPTH)
+
+
+def stack(*targets: Target) -> Target:
+    return Target(torch.stack([t.value for t in targets]), torch.stack([t.valid for t in targets]))
+
+
+def classes(value: int | None) -> Target:
+    return SEMSEG.unlabelled(SIZE) if value is None else SEMSEG.encode(np.full(SIZE, value))
+
+
+def metres(value: float | None) -> Target:
+    return DEPTH.unlabelled(SIZE) if value is None else DEPTH.encode(np.full(SIZE, value))
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Two images: the first labelled for classes, the second for depth; the other label of each was discovered."""
+    image = torch.rand(2, 3, *SIZE)
+    return Batch(
+        image=image,
+        clean=image,
+        targets={"semseg": stack(classes(1), classes(None)), "depth": stack(metres(None), metres(2.0))},
+        annotated={"semseg": torch.tensor([True, False]), "depth": torch.tensor([False, True])},
+        discovered={"semseg": stack(classes(None), classes(2)), "depth": stack(metres(5.0), metres(None))},
+        features={
+            "depth": FeatureTarget(torch.zeros(2, 4, *SIZE), torch.tensor([0.25, 0.5])[:, None, None, None].expand(2, 1, *SIZE))
+        },
+        ids=("a", "b"),
+    )
+
+
+@pytest.fixture
+def outputs() -> Outputs:
+    """Undecided classes, a depth of one, and features that lie 2 from what was saved."""
+    logits = {"semseg": torch.zeros(2, 3, *SIZE), "depth": torch.ones(2, 1, *SIZE)}
+    return Outputs(
+        logits={name: tensor.requires_grad_() for name, tensor in logits.items()},
+        features={"depth": torch.full((2, 4, *SIZE), 2.0, requires_grad=True)},
+    )
+
+
+def gradients(objective: Objective, outputs: Outputs, batch: Batch, tasks=TASKS) -> list[torch.Tensor]:
+    leaves = [*outputs.logits.values(), *outputs.features.values()]
+    total = objective.total(tasks, objective.terms(tasks, outputs, batch))
+    return list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
+
+
+def test_each_term_is_one_number_an_image(outputs, batch):
+    terms = Objective().terms(TASKS, outputs, batch)
+    log3 = math.log(3)
+    assert terms["labelled"]["semseg"].tolist() == pytest.approx([log3, 0])
+    assert terms["labelled"]["depth"].tolist() == [0, 1]
+    assert terms["discovered"]["semseg"].tolist() == pytest.approx([0, log3])
+    assert terms["discovered"]["depth"].tolist() == [4, 0]
+    assert set(terms["features"]) == {"depth"}
+    assert terms["features"]["depth"].tolist() == [4 * 0.25, 4 * 1.0], "by the confidence, and by one where annotated"
+
+
+def test_the_total_is_the_mean_over_images_and_tasks(outputs, batch):
+    objective = Objective(labelled=1.0, discovered=0.5, features=0.1)
+    labelled, discovered, features = (math.log(3) + 1) / 2, (math.log(3) + 4) / 2, (1 + 4) / 2
+    total = objective.total(TASKS, objective.terms(TASKS, outputs, batch))
+    assert total.item() == pytest.approx((labelled + 0.5 * discovered + 0.1 * features) / 2)
+
+
+def test_a_task_weighs_what_it_says_on_labels_and_discovered_labels_alike(outputs, batch):
+    heavy = (SEMSEG, replace(DEPTH, weight=3.0))
+    objective = Objective(features=0.0)
+    total = objective.total(heavy, objective.terms(heavy, outputs, batch))
+    assert total.item() == pytest.approx((math.log(3) + 3 * 1 / 2 + 3 * 4 / 2) / 2)
+
+
+@pytest.mark.parametrize("term", ["labelled", "discovered", "features"])
+def test_a_weight_changes_the_gradient_and_zero_takes_the_term_out(term, outputs, batch):
+    once, twice, never = (gradients(Objective(**{term: weight}), outputs, batch) for weight in (1.0, 2.0, 0.0))
+    assert any(not torch.equal(a, b) for a, b in zip(once, twice, strict=True))
+    for a, b, c in zip(once, twice, never, strict=True):
+        assert torch.allclose(b - a, a - c, atol=1e-7)
+
+
+def test_nothing_that_is_discovered_for_an_annotated_image_is_learnt(outputs, batch):
+    everywhere = {"semseg": stack(classes(0), classes(2)), "depth": stack(metres(5.0), metres(99.0))}
+    before = gradients(Objective(), outputs, batch)
+    after = gradients(Objective(), outputs, replace(batch, discovered=everywhere))
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_an_annotated_image_that_is_all_void_gets_no_discovered_label(outputs, batch):
+    void = replace(
+        batch,
+        targets=batch.targets | {"semseg": stack(classes(None), classes(None))},
+        discovered=batch.discovered | {"semseg": stack(classes(1), classes(None))},
+    )
+    terms = Objective().terms(TASKS, outputs, void)
+    assert terms["labelled"]["semseg"].tolist() == terms["discovered"]["semseg"].tolist() == [0, 0]
+
+
+def test_what_has_nothing_to_say_is_left_out(outputs, batch):
+    nothing = {"semseg": stack(classes(None), classes(None)), "depth": stack(metres(None), metres(None))}
+    assert set(Objective().terms(TASKS, outputs, replace(batch, discovered=nothing, features={}))) == {"labelled"}
+    assert set(Objective(discovered=0, features=0).terms(TASKS, outputs, batch)) == {"labelled"}
+
+
+def test_an_unlabelled_batch_costs_nothing_and_still_reaches_every_output(outputs, batch):
+    nothing = {"semseg": stack(classes(None), classes(None)), "depth": stack(metres(None), metres(None))}
+    empty = replace(batch, targets=nothing, discovered=nothing, features={})
+    total = Objective().total(TASKS, Objective().terms(TASKS, outputs, empty))
+    found = torch.autograd.grad(total, list(outputs.logits.values()))
+    assert total.item() == 0
+    assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in found)
+
+
+def test_auxiliary_logits_are_supervised_like_the_last_ones(outputs, batch):
+    further = Outputs(outputs.logits, auxiliary={"depth": [torch.full((2, 1, *SIZE), 4.0)]}, features=outputs.features)
+    terms = Objective().terms(TASKS, further, batch)
+    assert terms["labelled"]["depth"].tolist() == [0, 1 + 2]
+    assert terms["discovered"]["depth"].tolist() == [4 + 1, 0]
+
+
+def test_a_batch_is_the_mean_of_its_images(outputs, batch):
+    def alone(i):
+        def cut(mapping):
+            return {
+                name: replace(x, **{k: v[i : i + 1] for k, v in vars(x).items() if k != "stride"})
+                for name, x in mapping.items()
+            }
+
+        one = Batch(
+            batch.image[i : i + 1],
+            batch.clean[i : i + 1],
+            cut(batch.targets),
+            {name: flags[i : i + 1] for name, flags in batch.annotated.items()},
+            cut(batch.discovered),
+            cut(batch.features),
+            batch.ids[i : i + 1],
+        )
+        seen = Outputs(
+            {name: x[i : i + 1] for name, x in outputs.logits.items()},
+            features={name: x[i : i + 1] for name, x in outputs.features.items()},
+        )
+        return Objective().total(TASKS, Objective().terms(TASKS, seen, one))
+
+    together = Objective().total(TASKS, Objective().terms(TASKS, outputs, batch))
+    assert together.item() == pytest.approx((alone(0) + alone(1)).item() / 2)
+
+
+# Features
+
+
+def test_features_that_were_not_saved_weigh_nothing_even_where_annotated():
+    features = torch.rand(2, 3, *SIZE, requires_grad=True)
+    absent = FeatureTarget(torch.zeros(2, 3, *SIZE), torch.zeros(2, 1, *SIZE))
+    loss = feature_loss(features, absent, torch.tensor([True, False]))
+    loss.sum().backward()
+    assert loss.tolist() == [0, 0]
+    assert torch.equal(features.grad, torch.zeros_like(features))
+
+
+def test_features_are_averaged_over_channels_and_pixels_by_their_confidence():
+    features, saved, trust = torch.rand(1, 3, *SIZE), torch.rand(1, 3, *SIZE), torch.rand(1, 1, *SIZE)
+    squares = (features - saved).square()
+    loss = [feature_loss(features, FeatureTarget(saved, trust), torch.tensor([known])).item() for known in (False, True)]
+    assert loss == pytest.approx([(trust * squares).mean().item(), squares.mean().item()])
+
+
+def test_coarse_features_are_compared_with_the_means_of_their_cells():
+    features = torch.rand(1, 2, 4, 8)
+    saved = FeatureTarget(torch.nn.functional.avg_pool2d(features, 4), torch.ones(1, 1, 1, 2), stride=4)
+    assert feature_loss(features, saved, torch.tensor([False])).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_the_network_does_not_teach_the_one_before_it(outputs):
+    saved = torch.rand(2, 4, *SIZE)
+    loss = feature_loss(outputs.features["depth"], FeatureTarget(saved, torch.rand(2, 1, *SIZE)), torch.tensor([True, False]))
+    loss.sum().backward()
+    assert saved.grad is None
+    assert (outputs.features["depth"].grad != 0).all()
+
+
+def test_features_of_another_shape_are_refused_with_both_shapes():
+    saved = FeatureTarget(torch.zeros(1, 8, *SIZE), torch.ones(1, 1, *SIZE))
+    with pytest.raises(MultidenseError, match=r"expected \(8, 4, 6\), found \(3, 4, 6\); use the same decoder and width"):
+        feature_loss(torch.zeros(1, 3, *SIZE), saved, torch.tensor([False]))
+
+
+def test_a_decoder_without_task_features_is_named_with_the_remedy(outputs, batch):
+    with pytest.raises(MultidenseError, match="no task features for 'depth'; set the weight of features to 0"):
+        Objective().terms(TASKS, Outputs(outputs.logits), batch)
+
+
+def test_a_task_that_is_only_heavier_moves_only_its_own_logits(batch, outputs):
+    edges = Edges(weight=50.0)
+    labelled = stack(edges.encode(np.eye(*SIZE)), edges.unlabelled(SIZE))
+    three = replace(
+        batch,
+        targets=batch.targets | {"edges": labelled},
+        discovered=batch.discovered | {"edges": stack(edges.unlabelled(SIZE), edges.unlabelled(SIZE))},
+        annotated=batch.annotated | {"edges": torch.tensor([True, False])},
+    )
+    seen = replace(outputs, logits=outputs.logits | {"edges": torch.zeros(2, 1, *SIZE, requires_grad=True)})
+    light, heavy = (gradients(Objective(), seen, three, (*TASKS, replace(edges, weight=w))) for w in (1.0, 50.0))
+    assert torch.allclose(heavy[2], 50 * light[2])
+    assert all(torch.equal(heavy[i], light[i]) for i in (0, 1, 3))
