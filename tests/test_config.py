@@ -76,7 +76,7 @@ def test_a_mistake_on_the_command_line_is_named(overrides, said):
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(MultidenseError, match="no recipe 'room' \\(did you mean 'rooms'\\?\\)"):
         recipe_path("room")
-    with pytest.raises(MultidenseError, match="nowhere.yaml is not there"):
+    with pytest.raises(MultidenseError, match=r"nowhere\.yaml is not there"):
         recipe_path("nowhere.yaml")
 
 

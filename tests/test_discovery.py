@@ -98,7 +98,7 @@ def test_a_finished_discovery_is_read_back(found, teacher, data):
 
 def test_a_network_that_only_regresses_is_refused(data):
     tasks = [md.SemanticSegmentation(13), md.Depth()]
-    with pytest.raises(md.MultidenseError, match="depth only regress.*Depth\\(bins=30\\)"):
+    with pytest.raises(md.MultidenseError, match=r"depth only regress.*Depth\(bins=30\)"):
         md.discover(md.build_model("segnet", "shared", tasks, width=0.125, seed=0), data)
 
 

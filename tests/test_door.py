@@ -70,7 +70,7 @@ def test_results_hold_the_published_columns_and_where_they_come_from(door):
         *("normals.within_11.25", "normals.within_22.5", "normals.within_30"),
     ]
     assert all(math.isfinite(value) for value in results.scores.values())
-    assert {"data", "images", "network", "commit", "versions", "machine", "date"} <= set(results.provenance)
+    assert {"data", "images", "model", "weights", "commit", "versions", "machine", "date"} <= set(results.provenance)
     assert "semseg.mIoU" in str(results)
 
 

@@ -133,7 +133,19 @@ def test_evaluate_scores_what_is_there(done, capsys):
 
 
 def test_discover_writes_to_another_folder_with_other_rules(done, tmp_path, capsys):
-    main(["discover", str(done[0]), "--network", "hitts", "--out", str(tmp_path / "d"), "--threshold", "share 0.9", "depth=fixed 0"])
+    main(
+        [
+            "discover",
+            str(done[0]),
+            "--network",
+            "hitts",
+            "--out",
+            str(tmp_path / "d"),
+            "--threshold",
+            "share 0.9",
+            "depth=fixed 0",
+        ]
+    )
     manifest = json.loads((tmp_path / "d" / "manifest.json").read_text())
     assert manifest["rules"] == {"semseg": "share 0.9", "depth": "fixed 0", "normals": "share 0.9"}
     assert "kept 100.0 % of their pixels" in capsys.readouterr().out

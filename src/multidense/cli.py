@@ -58,7 +58,9 @@ def run(arguments: list[str]) -> None:
 
 def train(arguments: list[str]) -> None:
     """train one network of a recipe, or of a run that was begun, and score it"""
-    parser = _parser("train", train, "RECIPE is a recipe's name or file, or the folder of a run. Settings as for `multidense run`.")
+    parser = _parser(
+        "train", train, "RECIPE is a recipe's name or file, or the folder of a run. Settings as for `multidense run`."
+    )
     parser.add_argument("recipe", metavar="RECIPE")
     parser.add_argument("--network", help="which of its networks (default: the only one)")
     parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
@@ -97,7 +99,9 @@ def discover(arguments: list[str]) -> None:
     teachers = work.teachers if len(work.teachers) == 1 and not options.network else list(work.recipe.networks)
     network = _one_of(options.network, teachers, "network")
     rules = [rule.partition("=") for rule in options.threshold or ()]
-    overrides = {"threshold": {name if found else "default": rule if found else name for name, found, rule in rules}} if rules else {}
+    overrides = (
+        {"threshold": {name if found else "default": rule if found else name for name, found, rule in rules}} if rules else {}
+    )
     found = work.discover(network, reporter(), out=Path(options.out) if options.out else None, **overrides)
     for name, entry in found.manifest["tasks"].items():
         print(
@@ -129,11 +133,15 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--model", required=True, help="folder of a finished network (RUN/NETWORK/model), or RUN/NETWORK")
     parser.add_argument("--out", required=True, help="folder for the predictions")
-    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size to predict at (default: the image's)")
+    parser.add_argument(
+        "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size to predict at (default: the image's)"
+    )
     options = parser.parse_args(arguments)
     from multidense.predict import predict_files
 
-    for line in predict_files(options.images, Path(options.model), Path(options.out), tuple(options.size) if options.size else None):
+    for line in predict_files(
+        options.images, Path(options.model), Path(options.out), tuple(options.size) if options.size else None
+    ):
         print(line)
 
 
@@ -157,7 +165,9 @@ def data(arguments: list[str]) -> None:
     elif arguments[:1] == ["show"]:
         data_show(arguments[1:])
     elif not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: multidense data label|show DATA …\n\nDATA is a description (.yaml) of your own images, a recipe, or `rooms`.")
+        print(
+            "usage: multidense data label|show DATA …\n\nDATA: a description (.yaml) of images, a recipe, a run, or `rooms`."
+        )
     else:
         raise MultidenseError(f"data: expected 'label' or 'show', found {arguments[0]!r}")
 
@@ -238,7 +248,9 @@ def _recipe_and_folder(command: str, arguments: list[str]):
     from multidense.config import load_recipe, recipe_path, settings_help
     from multidense.types import MultidenseError
 
-    parser = _parser(command, COMMANDS[command], "Any setting of the recipe can be given, for instance --training.epochs 20.", False)
+    parser = _parser(
+        command, COMMANDS[command], "Any setting of the recipe can be given, for instance --training.epochs 20.", False
+    )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name (see `multidense recipes`) or file")
     parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
     parser.add_argument("-h", "--help", action="store_true", help="show this, and all settings")
@@ -248,7 +260,9 @@ def _recipe_and_folder(command: str, arguments: list[str]):
         print("\nsettings:\n" + settings_help())
         sys.exit(0 if options.help else 2)
     if arguments[0].startswith("--") and options.recipe not in arguments[:1] and overrides:
-        raise MultidenseError(f"the recipe comes first, its settings after it: multidense {command} RECIPE {' '.join(overrides)} …")
+        raise MultidenseError(
+            f"the recipe comes first, its settings after it: multidense {command} RECIPE {' '.join(overrides)} …"
+        )
     recipe = load_recipe(recipe_path(options.recipe), overrides)
     return recipe, Path(options.out or f"runs/{recipe.name}")
 

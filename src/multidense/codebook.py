@@ -45,9 +45,7 @@ def sphere(centers: int, hemisphere: bool = True) -> Float[Tensor, "k 3"]:
     return torch.stack([radius * turn.cos(), radius * turn.sin(), z], dim=1).float()
 
 
-def spherical_kmeans(
-    vectors: Float[Tensor, "n 3"], centers: int, seed: int, iterations: int = 30
-) -> Float[Tensor, "k 3"]:
+def spherical_kmeans(vectors: Float[Tensor, "n 3"], centers: int, seed: int, iterations: int = 30) -> Float[Tensor, "k 3"]:
     """Unit-vector centres by K-means under the cosine, started far apart (k-means++), deterministic for its seed.
 
     A centre that loses all its vectors moves to the vector that is served worst.

@@ -1,8 +1,9 @@
 """The one cure for a torchvision that does not load.
 
-The registry's torchvision is built against CUDA: beside a CPU build of torch its compiled operators are missing and `import torchvision`
-fails, and with it timm, torchmetrics and lightning, which import it wherever it is installed. Declaring the two schemas it asks
-for at import lets everything in Python work (transforms, models); nms, roi operators and its image codecs stay unavailable.
+The registry's torchvision is built against CUDA: beside a CPU build of torch its compiled operators are missing and `import
+torchvision` fails, and with it timm, torchmetrics and lightning, which import it wherever it is installed. Declaring the two
+schemas it asks for at import lets everything in Python work (transforms, models); nms, roi operators and its image codecs stay
+unavailable.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ _kept_alive: list = []
 
 
 def mend_torchvision() -> bool:
-    """Make `import torchvision` succeed where it can; whether it is there. To be called before timm, torchmetrics and lightning."""
+    """Make `import torchvision` succeed where it can; whether it is there. To be called before timm, torchmetrics and
+    lightning.
+    """
     if "torchvision" in sys.modules or importlib.util.find_spec("torchvision") is None:
         return "torchvision" in sys.modules
     try:
-        import torchvision  # noqa: F401
+        import torchvision
     except RuntimeError as error:
         if "torchvision::nms" not in str(error):
             raise

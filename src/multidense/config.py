@@ -52,7 +52,8 @@ class Labels:
     """Which labels training may use.
 
     Args:
-        setting: "full" (all there are), "one-label" (one task an image), "random-labels" (1 … T − 1 tasks), "few-shot" (one task keeps `k` images).
+        setting: "full" (all there are), "one-label" (one task an image), "random-labels" (1 … T − 1 tasks), "few-shot" (one
+            task keeps `k` images).
         seed: of the assignment.
         file: a label assignment (CSV) made before; it takes the place of the setting.
         task: of "few-shot": the task that keeps few labels.
@@ -150,7 +151,9 @@ class Recipe:
                 raise MultidenseError(f"networks: {name!r} becomes a folder; use letters, digits, '.', '_', '+' and '-' only")
             self._known(f"networks.{name}.teacher", network.teacher, self.networks)
             if network.teacher and self.networks[network.teacher].teacher:
-                raise MultidenseError(f"networks.{name}: its teacher '{network.teacher}' is a student itself; two stages are supported")
+                raise MultidenseError(
+                    f"networks.{name}: its teacher '{network.teacher}' is a student itself; two stages are supported"
+                )
             for task in network.tasks or ():
                 self._known(f"networks.{name}.tasks", task, self.tasks)
         self._known("baseline", self.baseline, self.networks)
@@ -210,7 +213,9 @@ def recipe_path(name: str) -> Path:
             return path
         raise MultidenseError(f"the recipe {path} is not there; shipped ones are {', '.join(shipped())}")
     if name not in shipped():
-        raise MultidenseError(f"there is no recipe {name!r}{nearest(name, shipped())}; there are {', '.join(shipped())}, or give a .yaml file")
+        raise MultidenseError(
+            f"there is no recipe {name!r}{nearest(name, shipped())}; there are {', '.join(shipped())}, or give a .yaml file"
+        )
     return shipped()[name]
 
 
@@ -224,7 +229,9 @@ def is_recipe(path: Path) -> bool:
 
 
 def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
-    """The recipe of a file, with command-line overrides such as `["--training.epochs", "5"]`; mistakes are named by file and key."""
+    """The recipe of a file, with command-line overrides such as `["--training.epochs", "5"]`; mistakes are named by file
+    and key.
+    """
     from jsonargparse import ArgumentError, ArgumentParser
 
     path = Path(path)
@@ -312,7 +319,9 @@ def _section(kind: type, key: str) -> type | None:
 
 
 def _found(name: str | None, recipe: Path) -> str | None:
-    """A file or folder that a recipe names, beside the recipe or from where the command is run, as a path good from anywhere."""
+    """A file or folder that a recipe names, beside the recipe or from where the command is run, as a path good from
+    anywhere.
+    """
     if name is None:
         return None
     beside, here = recipe.parent / name, Path(name)

@@ -1,7 +1,7 @@
 """Discovery: a trained network finds the labels, and the task features, that images lack.
 
-HiTTs stage 2: the first-stage network is frozen and run over clean images; where an image is not annotated for a task, its decoded
-value is believed where its confidence exceeds the task's threshold (equation 7). Two modes:
+HiTTs stage 2: the first-stage network is frozen and run over clean images; where an image is not annotated for a task, its
+decoded value is believed where its confidence exceeds the task's threshold (equation 7). Two modes:
 
     offline   as the paper says: label maps, confidences and features are saved once, and follow the student's augmentation
     online    as the authors' code does: the frozen network runs on the very view the student sees; nothing is stored
@@ -38,7 +38,9 @@ MANIFEST = "manifest.json"
 
 
 class Discovered:
-    """What a network found: a manifest, the teacher's codebooks, and either stored maps (offline) or the teacher itself (online)."""
+    """What a network found: a manifest, the teacher's codebooks, and either stored maps (offline) or the teacher itself
+    (online).
+    """
 
     def __init__(self, folder: Path, manifest: dict, teacher: MultiTask | None):
         self.folder, self.manifest, self.teacher = Path(folder), manifest, teacher
@@ -50,7 +52,9 @@ class Discovered:
 
     @classmethod
     def open(cls, folder: Path, teacher: MultiTask | None = None) -> Discovered:
-        """A finished discovery folder. Online ones need their `teacher`; left out, it is loaded from where the manifest says."""
+        """A finished discovery folder. Online ones need their `teacher`; left out, it is loaded from where the manifest
+        says.
+        """
         manifest = read_json(Path(folder) / MANIFEST)
         if manifest["mode"] == "online" and teacher is None:
             if not manifest["network"]["folder"]:
@@ -159,7 +163,8 @@ def discover(
     Args:
         teacher: the first-stage network. All its tasks must have a confidence (continuous ones need a codebook).
         data: the training data as stage 1 saw it, unaugmented; what it is annotated for is never discovered.
-        out: folder for label maps, confidences, features and manifest. None keeps them in a temporary one, as long as the result lives.
+        out: folder for label maps, confidences, features and manifest. None keeps them in a temporary one, as long as the
+            result lives.
         threshold: a rule for all tasks or one per task, see `multidense.thresholds`.
         mode: "offline" stores everything; "online" stores thresholds only, and the teacher runs beside the student.
         features: whether to save task features and their confidence (float16) for feature supervision.
@@ -220,7 +225,8 @@ def discover(
 
 
 def judge(found: Discovered, truth: Reader) -> dict[str, dict[str, float]]:
-    """How right the stored labels are where the truth is known: `precision` of the kept pixels and their share, `coverage`, per task.
+    """How right the stored labels are where the truth is known: `precision` of the kept pixels and their share, `coverage`, per
+    task.
 
     For reports on benchmarks, where the hidden labels exist; nothing that trains may call this.
     """
@@ -237,7 +243,11 @@ def judge(found: Discovered, truth: Reader) -> dict[str, dict[str, float]]:
             right, kept = right + int((close & both).sum()), kept + int(both.sum())
             pixels += int(target.valid.sum())
         if pixels:
-            told[task.name] = {"precision": right / kept if kept else None, "coverage": kept / pixels, "tolerance": task.tolerance}
+            told[task.name] = {
+                "precision": right / kept if kept else None,
+                "coverage": kept / pixels,
+                "tolerance": task.tolerance,
+            }
     return told
 
 

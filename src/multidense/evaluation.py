@@ -29,8 +29,8 @@ LARGEST_PICTURE = 320
 def evaluate(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: Reporter = silent) -> Results:
     """Score every task that `data` is annotated for, at the size of its samples, without augmentation.
 
-    All scores are pooled over pixels (or images, where a score says so) of the whole set, so they do not depend on `batch_size`.
-    Results say nothing of training settings: whoever knows them adds them to `provenance`.
+    All scores are pooled over pixels (or images, where a score says so) of the whole set, so they do not depend on
+    `batch_size`. Results say nothing of training settings: whoever knows them adds them to `provenance`.
     """
     if not len(data):
         raise MultidenseError(f"there is nothing to evaluate on: '{data.name}' has no image in its split '{data.split}'")
@@ -132,7 +132,9 @@ def contact_sheet(data: Reader, indices: Sequence[int], path: Path) -> None:
         image = pictures.from_image(sample.image.numpy())
         blank = np.full_like(image, 255)
         told = [
-            task.picture(sample.targets[task.name].value, sample.targets[task.name].valid) if task.name in sample.targets else blank
+            task.picture(sample.targets[task.name].value, sample.targets[task.name].valid)
+            if task.name in sample.targets
+            else blank
             for task in data.tasks
         ]
         rows.append([image, *told])

@@ -16,7 +16,8 @@ from multidense.types import Target
 class Meter(ABC):
     """Sums over pixels, divided once at the end.
 
-    A subclass lists its sums in `__init__` (all start at zero, float64 on the CPU), adds to them in `update`, divides in `compute`.
+    A subclass lists its sums in `__init__` (all start at zero, float64 on the CPU), adds to them in `update`, divides in
+    `compute`.
     """
 
     def __init__(self, **shapes: tuple[int, ...]):
@@ -97,9 +98,7 @@ class ErrorMeter(Meter):
             "absErr": (self.absolute / self.pixels).item(),
             "rmse": (self.squared / self.pixels).sqrt().item(),
             "absRel": (self.relative / self.pixels).item(),
-        } | {
-            f"within_1.25^{power}": (100 * self.within[power - 1] / self.pixels).item() for power in (1, 2, 3)
-        }
+        } | {f"within_1.25^{power}": (100 * self.within[power - 1] / self.pixels).item() for power in (1, 2, 3)}
 
 
 class AngleMeter(Meter):
@@ -122,9 +121,7 @@ class AngleMeter(Meter):
         return {
             "mErr": (self.total / self.pixels).item(),
             "rmse": (self.squared / self.pixels).sqrt().item(),
-        } | {
-            f"within_{limit:g}": (100 * self.within[i] / self.pixels).item() for i, limit in enumerate(self.limits)
-        }
+        } | {f"within_{limit:g}": (100 * self.within[i] / self.pixels).item() for i, limit in enumerate(self.limits)}
 
 
 class BinaryMeter(Meter):
@@ -159,8 +156,9 @@ class BinaryMeter(Meter):
 class SaliencyMeter(Meter):
     """Saliency maps over valid pixels: max mIoU in per cent and MAE.
 
-    `mIoU` is the multi-task literature's (protocol of PASCAL-Context, HiTTs Table 4): at each of 15 thresholds from 0.2 to 0.9 the foreground's IoU of
-    each image (1 if both are empty), averaged over images, then the best threshold's. `MAE` is pooled over pixels.
+    `mIoU` is the multi-task literature's (protocol of PASCAL-Context, HiTTs Table 4): at each of 15 thresholds from 0.2 to 0.9
+    the foreground's IoU of each image (1 if both are empty), averaged over images, then the best threshold's. `MAE` is pooled
+    over pixels.
     """
 
     thresholds = torch.linspace(0.2, 0.9, 15)

@@ -53,26 +53,22 @@ class Objective:
         return terms
 
     def total(self, tasks: Sequence[Task], terms: Terms) -> Float[Tensor, ""]:
-        """The number to minimise: terms by their weights, task losses by their task's weight, mean over images, over T tasks."""
+        """The number to minimise: terms by their weights, task losses by their task's weight, mean over images, over T
+        tasks.
+        """
         weight = {task.name: task.weight for task in tasks}
-        total = sum(
-            self.labelled * weight[name] * loss.mean() for name, loss in terms["labelled"].items()
-        )
-        total = total + sum(
-            self.discovered * weight[name] * loss.mean() for name, loss in terms.get("discovered", {}).items()
-        )
+        total = sum(self.labelled * weight[name] * loss.mean() for name, loss in terms["labelled"].items())
+        total = total + sum(self.discovered * weight[name] * loss.mean() for name, loss in terms.get("discovered", {}).items())
         total = total + sum(self.features * loss.mean() for loss in terms.get("features", {}).values())
         return total / len(tasks)
 
 
-def feature_loss(
-    features: Float[Tensor, "b c h w"], target: FeatureTarget, annotated: Tensor
-) -> Float[Tensor, " b"]:
+def feature_loss(features: Float[Tensor, "b c h w"], target: FeatureTarget, annotated: Tensor) -> Float[Tensor, " b"]:
     """Equation (6) for one task: squared distance to the saved features, averaged over channels and pixels.
 
-    Weighted by the first-stage network's own confidence M^f where the image is not annotated, by one where it is. A confidence of zero
-    everywhere says that no features were saved for an image. The confidence comes from the first stage: a network that may lower its own mask
-    can cheat (the paper does not say whose it is).
+    Weighted by the first-stage network's own confidence M^f where the image is not annotated, by one where it is. A confidence
+    of zero everywhere says that no features were saved for an image. The confidence comes from the first stage: a network that
+    may lower its own mask can cheat (the paper does not say whose it is).
     """
     ours = pool(features, target.stride)
     if ours.shape != target.value.shape:

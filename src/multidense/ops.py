@@ -35,8 +35,8 @@ class Geometry:
     """One geometric draw: how an output pixel finds its place in the input. Image, targets and found maps all obey it.
 
     The input, of `source` (height, width) pixels, is seen through a window of relative size 1/`zoom` (2 = twice as
-    large) whose centre lies at `centre` (relative y, x; (0.5, 0.5) is the middle), turned counter-clockwise by `degrees`, mirrored
-    left–right (after turning) if `flip`, and sampled at `size` (height, width) pixels.
+    large) whose centre lies at `centre` (relative y, x; (0.5, 0.5) is the middle), turned counter-clockwise by `degrees`,
+    mirrored left–right (after turning) if `flip`, and sampled at `size` (height, width) pixels.
     """
 
     source: tuple[int, int]
@@ -87,9 +87,7 @@ def warp(
     return sampled.round().to(values.dtype) if not values.dtype.is_floating_point else sampled.to(values.dtype)
 
 
-def resize(
-    values: Float[Tensor, "b c h w"], size: tuple[int, int], mode: str = "bilinear"
-) -> Float[Tensor, "b c h2 w2"]:
+def resize(values: Float[Tensor, "b c h w"], size: tuple[int, int], mode: str = "bilinear") -> Float[Tensor, "b c h2 w2"]:
     """Maps at another size; the same object where the size already fits."""
     if tuple(values.shape[-2:]) == tuple(size):
         return values

@@ -20,8 +20,8 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 def predict_files(images: Sequence[str], model: Path, out: Path, size: tuple[int, int] | None = None) -> Iterator[str]:
     """Predict every task for image files (or folders of them) into `out/TASK/`; yields a line for each image.
 
-    With `size` (height, width) the image is brought to that size, which should be near the training's, and logits are brought back
-    to the image's own size before they are decoded.
+    With `size` (height, width) the image is brought to that size, which should be near the training's, and logits are brought
+    back to the image's own size before they are decoded.
     """
     network = load_model(model / "model" if (model / "model").is_dir() else model).eval()
     paths = [path for name in images for path in _files(Path(name))]

@@ -1,4 +1,6 @@
-"""How long work tells where it is: bars with time left on a terminal, plain lines elsewhere, a small file for another process."""
+"""How long work tells where it is: bars with time left on a terminal, plain lines elsewhere, a small file for another
+process.
+"""
 
 from __future__ import annotations
 

@@ -23,9 +23,10 @@ from multidense.version import __version__
 class Results:
     """What one network scored, and everything needed to believe it.
 
-    `scores` maps `task.score` to a number in the score's unit: the columns that published tables have, and over which `delta_mtl` is
-    taken. `further` holds more of the same kind; `per_class` maps task to class name to IoU in per cent. `provenance` says which data,
-    labels, settings, seed, versions and machine; `cost` has parameters, multiply–adds, seconds and memory.
+    `scores` maps `task.score` to a number in the score's unit: the columns that published tables have, and over which
+    `delta_mtl` is taken. `further` holds more of the same kind; `per_class` maps task to class name to IoU in per cent.
+    `provenance` says which data, labels, settings, seed, versions and machine; `cost` has parameters, multiply–adds, seconds
+    and memory.
     """
 
     scores: Mapping[str, float]
@@ -57,15 +58,11 @@ def score_of(name: str) -> Score:
     """What the score behind `task.score` is: its unit and direction."""
     score = SCORES.get(name.partition(".")[2])
     if score is None:
-        raise MultidenseError(
-            f"unknown score {name!r}: expected 'task.score' with a score out of {', '.join(SCORES)}"
-        )
+        raise MultidenseError(f"unknown score {name!r}: expected 'task.score' with a score out of {', '.join(SCORES)}")
     return score
 
 
-def relative_gains(
-    scores: Results | Mapping[str, float], baseline: Results | Mapping[str, float]
-) -> dict[str, float]:
+def relative_gains(scores: Results | Mapping[str, float], baseline: Results | Mapping[str, float]) -> dict[str, float]:
     """Each score's change against the baseline in per cent, positive where it is better."""
     ours, theirs = (data.scores if isinstance(data, Results) else data for data in (scores, baseline))
     if not ours:

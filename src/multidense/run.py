@@ -1,8 +1,8 @@
 """A run: stage 1, discovery, stage 2, evaluation and report, from a recipe into one folder. What is done already is skipped.
 
-    RUN/recipe.yaml            every setting          RUN/NETWORK/model/          the finished network
-    RUN/assignment.csv         who is labelled        RUN/NETWORK/results.json    its scores on the validation split
-    RUN/discovered/            labels, confidences    RUN/report.html, report.md
+RUN/recipe.yaml            every setting          RUN/NETWORK/model/          the finished network
+RUN/assignment.csv         who is labelled        RUN/NETWORK/results.json    its scores on the validation split
+RUN/discovered/            labels, confidences    RUN/report.html, report.md
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from multidense.types import MultidenseError
 class Run:
     """One recipe in one folder.
 
-    `Run(recipe, folder)` makes the folder, or goes on in it where it holds the same recipe; `Run.open(folder)` takes the recipe from it.
+    `Run(recipe, folder)` makes the folder, or goes on in it where it holds the same recipe; `Run.open(folder)` takes the recipe
+    from it.
     """
 
     def __init__(self, recipe: Recipe, folder: Path):
@@ -53,7 +54,9 @@ class Run:
     def open(cls, folder: Path) -> Run:
         """The run that a folder holds."""
         if not (Path(folder) / "recipe.yaml").exists():
-            raise MultidenseError(f"{folder} holds no run: there is no recipe.yaml in it; make one with `multidense run RECIPE`")
+            raise MultidenseError(
+                f"{folder} holds no run: there is no recipe.yaml in it; make one with `multidense run RECIPE`"
+            )
         return cls(load_recipe(Path(folder) / "recipe.yaml"), folder)
 
     # Data -------------------------------------------------------------------------------------------------------------
@@ -158,7 +161,9 @@ class Run:
         if name not in self.recipe.networks:
             raise MultidenseError(f"{self.folder} has no network {name!r}; there are {', '.join(self.recipe.networks)}")
         if not (self.folder / name / "model").exists():
-            raise MultidenseError(f"the network '{name}' of {self.folder} is not trained yet: `multidense run` or `train` does that")
+            raise MultidenseError(
+                f"the network '{name}' of {self.folder} is not trained yet: `multidense run` or `train` does that"
+            )
         return load_model(self.folder / name / "model").to(self._device).eval()
 
     def discover(self, teacher: str, reporter: Reporter = silent, out: Path | None = None, **overrides) -> Discovered:
@@ -176,7 +181,9 @@ class Run:
         )
 
     def run(self, reporter: Reporter = silent) -> Path:
-        """Everything, to the report's path. Networks of one stage train side by side, in as many processes as the recipe allows."""
+        """Everything, to the report's path. Networks of one stage train side by side, in as many processes as the recipe
+        allows.
+        """
         networks = self.recipe.networks
         _ = self.train  # the assignment is settled before several processes want it
         self._render_once()
@@ -223,7 +230,9 @@ class Run:
         if reference is None:
             return {}
         return {
-            name: delta_mtl(result, reference) for name, result in results.items() if set(result.scores) == set(reference.scores)
+            name: delta_mtl(result, reference)
+            for name, result in results.items()
+            if set(result.scores) == set(reference.scores)
         }
 
     # Parts ------------------------------------------------------------------------------------------------------------
@@ -282,7 +291,10 @@ class Run:
     def _start(self, name: str) -> subprocess.Popen:
         place = self.folder / name
         place.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"MULTIDENSE_CHILD_OF": str(os.getpid()), "OMP_NUM_THREADS": str(self.recipe.training.threads or 1)}
+        environment = os.environ | {
+            "MULTIDENSE_CHILD_OF": str(os.getpid()),
+            "OMP_NUM_THREADS": str(self.recipe.training.threads or 1),
+        }
         command = [sys.executable, "-m", "multidense", "train", str(self.folder), "--network", name]
         with open(place / "log.txt", "w", encoding="utf-8") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
@@ -355,8 +367,11 @@ def markdown(run: Run) -> str:
     columns = list(dict.fromkeys(name for result in results.values() for name in result.scores))
     head = ["network", *columns, "delta_mtl"]
     rows = [
-        [run.recipe.title(name), *(f"{result.scores[c]:.4g}" if c in result.scores else "–" for c in columns),
-         f"{gains[name]:+.2f} %" if name in gains else "–"]
+        [
+            run.recipe.title(name),
+            *(f"{result.scores[c]:.4g}" if c in result.scores else "–" for c in columns),
+            f"{gains[name]:+.2f} %" if name in gains else "–",
+        ]
         for name, result in results.items()
     ]
     lines = [head, ["---"] * len(head), *rows]

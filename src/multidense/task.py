@@ -205,9 +205,7 @@ class Task(ABC):
     # Looks ------------------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def picture(
-        self, value: Shaped[Tensor, "v h w"], valid: Bool[Tensor, "1 h w"] | None = None
-    ) -> UInt8[np.ndarray, "h w 3"]:
+    def picture(self, value: Shaped[Tensor, "v h w"], valid: Bool[Tensor, "1 h w"] | None = None) -> UInt8[np.ndarray, "h w 3"]:
         """The value as people expect to see it; pixels that are not valid are hatched out in grey."""
 
     # Identity ---------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
 """Which discovered pixels to trust: one threshold per task, from one of three rules.
 
-    "fixed 0.9"       confidence above 0.9, as the paper has it (its values do not transfer between data sets)
-    "share 0.6"       the most confident 60 % of the pixels of the images that lack this label
-    "precision 0.8"   the lowest threshold at which discovered labels are right 80 % of the time, on labels that stage 1 was not shown
+"fixed 0.9"       confidence above 0.9, as the paper has it (its values do not transfer between data sets)
+"share 0.6"       the most confident 60 % of the pixels of the images that lack this label
+"precision 0.8"   the lowest threshold at which discovered labels are right 80 % of the time, on labels that stage 1 was not
+shown
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ def rules_for(tasks: list[str], given: str | float | Mapping[str, str | float]) 
         return {task: Threshold.parse(given) for task in tasks}
     unknown = sorted(set(given) - set(tasks) - {"default"})
     if unknown:
-        raise MultidenseError(f"threshold: unknown task {unknown[0]!r}{nearest(unknown[0], tasks)}; expected {', '.join([*tasks, 'default'])}")
+        raise MultidenseError(
+            f"threshold: unknown task {unknown[0]!r}{nearest(unknown[0], tasks)}; expected {', '.join([*tasks, 'default'])}"
+        )
     missing = [task for task in tasks if task not in given]
     if missing and "default" not in given:
         raise MultidenseError(f"threshold: no rule for {', '.join(missing)}; name one, or give a 'default'")

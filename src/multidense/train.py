@@ -1,8 +1,8 @@
 """Training: one visible loop on Lightning Fabric. Seeded, resumable at any moment, any number of devices.
 
-The order of images is a function of (seed, epoch), an image's augmentation of (seed, epoch, index), the learning rate of the step: a
-checkpoint needs only weights, optimiser, counters and the generator's state, and a resumed run ends in the same weights, bit for bit
-on the CPU.
+The order of images is a function of (seed, epoch), an image's augmentation of (seed, epoch, index), the learning rate of the
+step: a checkpoint needs only weights, optimiser, counters and the generator's state, and a resumed run ends in the same
+weights, bit for bit on the CPU.
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def fit(
     """Train `model` on `data`, and on what was `discovered` for it; the trained model comes back, in evaluation mode.
 
     Args:
-        model: from `build_model`. Codebooks that are not fitted yet are inherited from `discovered`, or fitted on the labels of `data`.
+        model: from `build_model`. Codebooks that are not fitted yet are inherited from `discovered`, or fitted on the labels of
+            `data`.
         data: a reader; what it is not annotated for is not seen.
         discovered: from `discover()`: adds L_p and L_f (HiTTs, equation 8).
         out: folder for checkpoint, history and the finished `model/`. None keeps nothing.
@@ -219,7 +220,9 @@ def _loop(
                 loss = settings.objective.total(model.tasks, terms)
                 optimizer.zero_grad()
                 fabric.backward(loss)
-                norm = fabric.clip_gradients(network, optimizer, max_norm=settings.clip or float("inf"), error_if_nonfinite=False)
+                norm = fabric.clip_gradients(
+                    network, optimizer, max_norm=settings.clip or float("inf"), error_if_nonfinite=False
+                )
                 if not (loss.isfinite() and norm.isfinite()):
                     raise MultidenseError(_not_finite(terms, batch, state.step, epoch, folder))
                 optimizer.step()
@@ -296,7 +299,9 @@ class _Collate:
 
 
 class _AsMapping(nn.Module):
-    """The model with its outputs as a plain mapping, because Fabric walks through what a network returns and refuses frozen classes."""
+    """The model with its outputs as a plain mapping, because Fabric walks through what a network returns and refuses frozen
+    classes.
+    """
 
     def __init__(self, model: MultiTask):
         super().__init__()
@@ -355,7 +360,9 @@ class _State:
             try:
                 torch.save(saved, beside)
             except RuntimeError as error:  # torch's writer reports a full disk as a RuntimeError
-                raise OSError(f"the checkpoint could not be written ({str(error).splitlines()[0]}); is the disk full?") from error
+                raise OSError(
+                    f"the checkpoint could not be written ({str(error).splitlines()[0]}); is the disk full?"
+                ) from error
 
     def add(self, terms: Terms, loss: Tensor, seconds: float) -> None:
         """One step was made."""
@@ -467,11 +474,12 @@ def _differences(before, now, path: str = "") -> Iterator[str]:
 def _not_finite(terms: Terms, batch: Batch, step: int, epoch: int, folder: Path | None) -> str:
     """One line that says which loss of which images is not finite."""
     culprits = [
-        f"the {term} loss of '{name}' on image {', '.join(batch.ids[i] for i in (~loss.isfinite()).nonzero().flatten().tolist())}"
+        f"the {term} loss of '{name}' on image {', '.join(batch.ids[i] for i in (~loss.isfinite()).nonzero()[:, 0].tolist())}"
         for term, by_task in terms.items()
         for name, loss in by_task.items()
         if not loss.isfinite().all()
     ]
     what = "; ".join(culprits) or f"the gradient (all losses are finite) on images {', '.join(batch.ids)}"
     kept = f"; the last good checkpoint is kept in {folder}" if folder else ""
-    return f"training stopped at step {step + 1} of epoch {epoch + 1}: not finite is {what}{kept}. Look at these labels, or lower lr"
+    where = f"training stopped at step {step + 1} of epoch {epoch + 1}"
+    return f"{where}: not finite is {what}{kept}. Look at these labels, or lower lr"

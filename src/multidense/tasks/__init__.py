@@ -14,9 +14,7 @@ from multidense.tasks.saliency import Saliency
 from multidense.tasks.segmentation import HumanParts, SemanticSegmentation
 from multidense.types import MultidenseError
 
-TASKS: dict[str, type[Task]] = {
-    kind.name: kind for kind in (SemanticSegmentation, HumanParts, Depth, Normals, Edges, Saliency)
-}
+TASKS: dict[str, type[Task]] = {kind.name: kind for kind in (SemanticSegmentation, HumanParts, Depth, Normals, Edges, Saliency)}
 
 __all__ = ["TASKS", "Depth", "Edges", "HumanParts", "Normals", "Saliency", "SemanticSegmentation", "from_spec"]
 

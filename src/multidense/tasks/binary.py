@@ -1,6 +1,7 @@
 """What edges and saliency share: a probability per pixel, stored in 8 bits.
 
-A label file is a grey PNG, probability · 255, with 128 where not valid (a probability that would round to 128 is stored as 127).
+A label file is a grey PNG, probability · 255, with 128 where not valid (a probability that would round to 128 is stored as
+127).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What tasks over a continuous quantity share: they regress, or, given a codebook, classify and decode by expectation.
 
-With a codebook the loss is the mixture of HiTTs, equations (11)–(13): `regression` · L_reg + `classification` · L_cls, 0.1 and 1 by default;
-the authors' released code has 1 and 0.1.
+With a codebook the loss is the mixture of HiTTs, equations (11)–(13): `regression` · L_reg + `classification` · L_cls, 0.1 and
+1 by default; the authors' released code has 1 and 0.1.
 """
 
 from __future__ import annotations

@@ -30,8 +30,8 @@ from multidense.types import SCORES, Score, Target
 class Depth(ContinuousTask):
     """Distance along the optical axis, metres (or any positive quantity, such as inverse depth). Loss: L1.
 
-    With `bins`, log-spaced centres from `low` to `high`; a bound left out is taken from the labelled training pixels (their 0.5 %
-    and 99.5 % quantiles). Scores: absErr and rmse, pooled over all valid pixels, no alignment of scale.
+    With `bins`, log-spaced centres from `low` to `high`; a bound left out is taken from the labelled training pixels (their 0.5
+    % and 99.5 % quantiles). Scores: absErr and rmse, pooled over all valid pixels, no alignment of scale.
     """
 
     name: ClassVar[str] = "depth"

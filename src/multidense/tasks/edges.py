@@ -1,6 +1,6 @@
 """Semantic edges: is this pixel a boundary?
 
-    >>> task = Edges()                                # one logit; edges are rare, so yes weighs 0.95 and no 0.05
+>>> task = Edges()                                # one logit; edges are rare, so yes weighs 0.95 and no 0.05
 """
 
 from __future__ import annotations

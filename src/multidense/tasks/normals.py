@@ -32,8 +32,8 @@ class Normals(ContinuousTask):
     """Surface normals. Loss: 1 − cos ("cosine", NYUv2) or the L1 distance of unit vectors ("l1", PASCAL-Context).
 
     With `centers`, unit-vector centres: "fitted" by spherical K-means on labelled training pixels, or spread evenly over the
-    "hemisphere" that faces the viewer or the whole "sphere". Scores: mErr and rmse of the angle in degrees, shares of pixels within
-    11.25°, 22.5°, 30°, pooled over all valid pixels.
+    "hemisphere" that faces the viewer or the whole "sphere". Scores: mErr and rmse of the angle in degrees, shares of pixels
+    within 11.25°, 22.5°, 30°, pooled over all valid pixels.
     """
 
     name: ClassVar[str] = "normals"

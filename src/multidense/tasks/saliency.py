@@ -1,6 +1,6 @@
 """Saliency: is this pixel part of what stands out?
 
-    >>> task = Saliency()                             # one logit and a sigmoid; Saliency(2) has two logits and a softmax
+>>> task = Saliency()                             # one logit and a sigmoid; Saliency(2) has two logits and a softmax
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from multidense.types import SCORES, Score, Target
 class Saliency(BinaryTask):
     """Salient objects. Loss: cross-entropy in which each image's yes and no pixels weigh the same in sum.
 
-    Public code balances over the batch; here it is per image, so that an image's loss does not depend on its batch mates, and no
-    share counts as less than 5 %, so that images without a salient object still teach.
+    Public code balances over the batch; here it is per image, so that an image's loss does not depend on its batch mates, and
+    no share counts as less than 5 %, so that images without a salient object still teach.
     Score: mIoU, the best of 15 thresholds (see `meters.SaliencyMeter`).
     """
 
@@ -50,9 +50,7 @@ class Saliency(BinaryTask):
         positive = (target.value > 0.5) & target.valid
         share = masked_mean(positive.float(), target.valid)[:, None, None, None].clamp(0.05, 0.95)
         weight = torch.where(positive, 1 - share, share)
-        entropy = F.binary_cross_entropy_with_logits(
-            self.log_odds(logits), target.value, weight=weight, reduction="none"
-        )
+        entropy = F.binary_cross_entropy_with_logits(self.log_odds(logits), target.value, weight=weight, reduction="none")
         return masked_mean(entropy, target.valid)
 
     def meter(self) -> SaliencyMeter:
