@@ -9,7 +9,8 @@ from PIL import Image
 
 import multidense as md
 from multidense.data import Augment, Augmented, Rooms, collate, partial
-from multidense.discovery import Discovered, judge
+from multidense.discovery import judge
+from multidense.store import Discovered
 
 SIZE = (32, 48)
 ALL = [md.SemanticSegmentation(13), md.HumanParts(), md.Depth(bins=8), md.Normals(centers=6), md.Edges(), md.Saliency()]

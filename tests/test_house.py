@@ -22,7 +22,7 @@ LAYERS = {
     "data": "data",
     "models": "models",
     "learning": "objective balancing regularizers thresholds",
-    "running": "train discovery evaluation predict",
+    "running": "train checkpoint store discovery evaluation predict",
     "telling": "results report curves tables",
     "surface": "config run cli recipes __init__ __main__",
 }

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import multidense as md
+from multidense.checkpoint import State
 from multidense.data import Augment, Reader, Rooms, Wrapped, partial
 from multidense.models.multitask import weights_hash
 from multidense.progress import Reporter
-from multidense.train import Training, _State, fit
+from multidense.train import Training, fit
 from multidense.types import Sample, Target
 
 SIZE = (32, 48)
@@ -60,7 +61,7 @@ def test_workers_change_nothing(rooms):
 def test_an_interrupted_training_ends_in_the_same_weights(rooms, tmp_path, monkeypatch):
     settings = Training(epochs=2, batch_size=4, checkpoint_every=2)
     whole = weights_hash(fit(network(), rooms, settings=settings, out=tmp_path / "whole"))
-    add, made = _State.add, []
+    add, made = State.add, []
 
     def stop_at_five(state, *arguments):
         add(state, *arguments)
@@ -68,7 +69,7 @@ def test_an_interrupted_training_ends_in_the_same_weights(rooms, tmp_path, monke
         if len(made) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(_State, "add", stop_at_five)
+    monkeypatch.setattr(State, "add", stop_at_five)
     with pytest.raises(KeyboardInterrupt):
         fit(network(), rooms, settings=settings, out=tmp_path / "cut")
     monkeypatch.undo()
@@ -169,14 +170,14 @@ def test_a_full_disk_keeps_the_last_checkpoint(rooms, tmp_path):
 import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_train import *
-from multidense.train import _State
+from multidense.checkpoint import State
 data = Rooms(tasks(), "train", size=SIZE, length=9)
-save = _State.save
+save = State.save
 def tight(state, folder, model, optimizer):
     if state.step == 2:
         resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))
     save(state, folder, model, optimizer)
-_State.save = tight
+State.save = tight
 try:
     fit(network("shared"), data, epochs=1, batch_size=3, out={str(tmp_path)!r}, checkpoint_every=1)
 except md.MultidenseError as error:

@@ -14,7 +14,7 @@ _HOMES = {
     "Objective": "multidense.objective",
     "Training": "multidense.train",
     "fit": "multidense.train",
-    "Discovered": "multidense.discovery",
+    "Discovered": "multidense.store",
     "discover": "multidense.discovery",
     "evaluate": "multidense.evaluation",
     "Results": "multidense.results",

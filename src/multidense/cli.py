@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     name = given[0]
     if name not in COMMANDS:
         sys.exit(_complaint(f"there is no command {name!r}{nearest(name, COMMANDS)}; there are {', '.join(COMMANDS)}"))
+    warnings.formatwarning = lambda message, *where: f"multidense: note: {message}\n"
     try:
         COMMANDS[name](given[1:])
     except MultidenseError as error:

@@ -13,136 +13,22 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
-from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from multidense.data.reader import Reader, Wrapped, batches
+from multidense.data.reader import Reader, batches
 from multidense.files import read_json, write_json, written_aside
-from multidense.models.multitask import MultiTask, load_model, weights_hash
-from multidense.ops import pool
+from multidense.models.multitask import MultiTask, weights_hash
 from multidense.progress import Reporter, silent
-from multidense.tasks import from_spec
+from multidense.store import MANIFEST, Discovered, found_by, seen_by, write_confidence, write_features
 from multidense.thresholds import Confidences, rules_for
-from multidense.types import Batch, FeatureTarget, MultidenseError, Outputs, Sample, Target
+from multidense.types import MultidenseError, Sample
 from multidense.version import __version__
-
-MANIFEST = "manifest.json"
-
-
-class Discovered:
-    """What a network found: a manifest, the teacher's codebooks, and either stored maps (offline) or the teacher itself
-    (online).
-    """
-
-    def __init__(self, folder: Path, manifest: dict, teacher: MultiTask | None):
-        self.folder, self.manifest, self.teacher = Path(folder), manifest, teacher
-        self.codebooks: dict[str, Tensor] = load_file(self.folder / "codebooks.safetensors")
-        self.tasks = tuple(
-            from_spec(entry["spec"]).with_codebook(self.codebooks.get(name)) for name, entry in manifest["tasks"].items()
-        )
-        self.thresholds = {name: entry["threshold"] for name, entry in manifest["tasks"].items()}
-
-    @classmethod
-    def open(cls, folder: Path, teacher: MultiTask | None = None) -> Discovered:
-        """A finished discovery folder. Online ones need their `teacher`; left out, it is loaded from where the manifest
-        says.
-        """
-        manifest = read_json(Path(folder) / MANIFEST)
-        if manifest["mode"] == "online" and teacher is None:
-            if not manifest["network"]["folder"]:
-                raise MultidenseError(f"{folder} was discovered online by a network that was not saved: pass it as teacher")
-            teacher = load_model(Path(folder) / manifest["network"]["folder"])
-        return cls(Path(folder), manifest, teacher)
-
-    @property
-    def identity(self) -> dict:
-        """What makes two discoveries the same, for the settings that a training remembers."""
-        return {
-            "network": self.manifest["network"]["hash"],
-            "mode": self.manifest["mode"],
-            "thresholds": self.thresholds,
-            "features": self.manifest["features"],
-        }
-
-    def attach(self, reader: Reader) -> Reader:
-        """The reader with what was found beside each sample, before any augmentation."""
-        return _Attached(reader, self)
-
-    def complete(self, batch: Batch) -> Batch:
-        """The batch with what the teacher sees in its clean view; offline, everything is there already."""
-        if self.manifest["mode"] == "offline":
-            return batch
-        outputs = _run(self.teacher.to(batch.clean.device), batch.clean)
-        discovered, features = {}, {}
-        for task in self.teacher.tasks:
-            value, confidence = _found(task, outputs)
-            # What lies outside the image after augmentation is not valid: `attach` marked the inside.
-            valid = (confidence > self.thresholds[task.name]) & batch.discovered[task.name].valid
-            discovered[task.name] = Target(torch.where(valid, value, batch.discovered[task.name].value), valid)
-            if self.manifest["features"] and task.name in outputs.features:
-                features[task.name] = FeatureTarget(outputs.features[task.name], _feature_confidence(task.name, outputs))
-        return replace(batch, discovered=discovered, features=features)
-
-    def label(self, task: str, image_id: str) -> Target | None:
-        """The stored label map of one image, or None where nothing was stored."""
-        kind = next(t for t in self.tasks if t.name == task)
-        path = self.folder / task / f"{image_id}{kind.file_suffix}"
-        return kind.read(path) if path.exists() else None
-
-    def confidence(self, task: str, image_id: str) -> Tensor | None:
-        """The stored confidence map `[1 h w]`, in 255 steps."""
-        path = self.folder / "confidence" / task / f"{image_id}.png"
-        return torch.from_numpy(np.asarray(Image.open(path)).astype(np.float32) / 255)[None] if path.exists() else None
-
-    def features(self, image_id: str) -> dict[str, FeatureTarget]:
-        """The stored task features of one image by task; empty where none were stored."""
-        path = self.folder / "features" / f"{image_id}.safetensors"
-        if not path.exists():
-            return {}
-        stored = load_file(path)
-        stride = self.manifest["feature_stride"]
-        return {
-            name: FeatureTarget(stored[name].float(), stored[f"{name}.confidence"].float(), stride)
-            for name in (task.name for task in self.tasks)
-            if name in stored
-        }
-
-
-class _Attached(Wrapped):
-    """A reader whose samples carry what was found for them."""
-
-    def __init__(self, reader: Reader, found: Discovered):
-        super().__init__(reader)
-        self.found = found
-
-    def load(self, index: int, tasks: Iterable[str]) -> Sample:
-        sample = self.reader.load(index, tasks)
-        size = tuple(sample.image.shape[-2:])
-        missing = [task for task in self.found.tasks if task.name not in self.annotated(index)]
-        if self.found.manifest["mode"] == "online":
-            everywhere = torch.ones(1, *size, dtype=torch.bool)
-            inside = {task.name: Target(task.fill(size).contiguous(), everywhere) for task in missing}
-            return replace(sample, discovered=inside)
-        labels = {task.name: self.found.label(task.name, sample.id) for task in missing}
-        for name, label in labels.items():
-            if label is not None and tuple(label.value.shape[-2:]) != size:
-                raise MultidenseError(
-                    f"{self.found.folder}: the discovered '{name}' of image {sample.id} has size "
-                    f"{tuple(label.value.shape[-2:])}, the image has {size}; discover again at this size"
-                )
-        return replace(
-            sample,
-            discovered={name: label for name, label in labels.items() if label is not None},
-            features=self.found.features(sample.id) if self.found.manifest["features"] else {},
-        )
 
 
 def discover(
@@ -251,24 +137,6 @@ def judge(found: Discovered, truth: Reader) -> dict[str, dict[str, float]]:
     return told
 
 
-def _run(network: MultiTask, image: Tensor) -> Outputs:
-    """Outputs of the frozen network, evaluation mode, no gradient."""
-    network.eval()
-    with torch.no_grad():
-        return network(image)
-
-
-def _found(task, outputs: Outputs) -> tuple[Tensor, Tensor]:
-    """What a network says of a task: the value as a label would state it, and the confidence."""
-    logits = outputs.logits[task.name]
-    return task.harden(task.decode(logits)), task.confidence(logits)
-
-
-def _feature_confidence(name: str, outputs: Outputs) -> Tensor:
-    """M^f, or one everywhere for decoders without tokens."""
-    return outputs.confidence.get(name, torch.ones_like(outputs.features[name][:, :1]))
-
-
 def _already_there(folder: Path, request: dict) -> bool:
     """Whether this very discovery is finished; an error where the folder holds another."""
     if not (folder / "request.json").exists():
@@ -293,9 +161,9 @@ def _thresholds(teacher, data: Reader, rules: Mapping, calibration: Reader | Non
     tasks = {task.name: task for task in teacher.tasks}
     if by_precision:
         for indices, samples in reporter.track(batches(calibration, 8), "calibrating", len(calibration), size=_images):
-            outputs = _run(teacher, torch.stack([sample.image for sample in samples]).to(device))
+            outputs = seen_by(teacher, torch.stack([sample.image for sample in samples]).to(device))
             for name in by_precision:
-                value, confidence = _found(tasks[name], outputs)
+                value, confidence = found_by(tasks[name], outputs)
                 for row, sample in enumerate(samples):
                     if name in calibration.annotated(indices[row]) and name in sample.targets:
                         target = sample.targets[name].to(device)
@@ -303,9 +171,9 @@ def _thresholds(teacher, data: Reader, rules: Mapping, calibration: Reader | Non
                         spread[name].add(confidence[row], target.valid, right)
     if by_share:
         for indices, samples in reporter.track(batches(data, 8, labels=False), "measuring confidence", len(data), size=_images):
-            outputs = _run(teacher, torch.stack([sample.image for sample in samples]).to(device))
+            outputs = seen_by(teacher, torch.stack([sample.image for sample in samples]).to(device))
             for name in by_share:
-                _, confidence = _found(tasks[name], outputs)
+                _, confidence = found_by(tasks[name], outputs)
                 lacking = [row for row, index in enumerate(indices) if name not in data.annotated(index)]
                 spread[name].add(confidence[lacking], torch.ones_like(confidence[lacking], dtype=torch.bool))
     return {name: spread[name].threshold(rule) for name, rule in rules.items()}
@@ -328,8 +196,8 @@ def _store(teacher, data: Reader, folder: Path, thresholds: Mapping, request: di
         for indices, samples in reporter.track(batches(data, 8, labels=False), "discovering", len(data), size=_images):
             if all(sample.id in done for sample in samples):
                 continue
-            outputs = _run(teacher, torch.stack([sample.image for sample in samples]).to(device))
-            found = {name: _found(task, outputs) for name, task in tasks.items()}
+            outputs = seen_by(teacher, torch.stack([sample.image for sample in samples]).to(device))
+            found = {name: found_by(task, outputs) for name, task in tasks.items()}
             for row, (index, sample) in enumerate(zip(indices, samples, strict=True)):
                 if sample.id in done:
                     continue
@@ -344,7 +212,7 @@ def _store(teacher, data: Reader, folder: Path, thresholds: Mapping, request: di
                     counted[name] += groups
                     entry["groups"][name] = groups.tolist()
                 if offline and request["features"]:
-                    _write_features(folder / "features" / f"{sample.id}.safetensors", outputs, row, request["feature_stride"])
+                    write_features(folder / "features" / f"{sample.id}.safetensors", outputs, row, request["feature_stride"])
                 index_file.write(json.dumps(entry) + "\n")
                 index_file.flush()
     return counted
@@ -370,24 +238,6 @@ def _group_counts(task, value: Tensor, valid: Tensor) -> Tensor:
     many = len(task.group_names)
     kept = torch.bincount(groups[valid[0].cpu()], minlength=many)
     return torch.stack([torch.bincount(groups.flatten(), minlength=many), kept], dim=1).double()
-
-
-def write_confidence(path: Path, confidence: Tensor) -> None:
-    """A confidence map `[1 h w]` as an 8-bit grey PNG, 255 for 1."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as beside:
-        Image.fromarray((confidence[0] * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()).save(beside)
-
-
-def _write_features(path: Path, outputs: Outputs, row: int, stride: int) -> None:
-    tensors = {}
-    for name, features in outputs.features.items():
-        tensors[name] = pool(features[row : row + 1], stride)[0].half().cpu().contiguous()
-        trust = _feature_confidence(name, outputs)[row : row + 1]
-        tensors[f"{name}.confidence"] = pool(trust, stride)[0].half().cpu().contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with written_aside(path) as beside:
-        save_file(tensors, beside)
 
 
 def _shares(task, counted: Tensor, data: Reader) -> dict:

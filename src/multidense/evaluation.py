@@ -13,12 +13,12 @@ from torch import Tensor
 from multidense import pictures
 from multidense.data import Reader, collate
 from multidense.data.reader import batches
-from multidense.discovery import Discovered, write_confidence
 from multidense.files import write_json, written_aside
 from multidense.models.cost import count_parameters, multiply_adds
 from multidense.models.multitask import MultiTask, weights_hash
 from multidense.progress import Reporter, silent
 from multidense.results import Results, environment
+from multidense.store import Discovered, write_confidence
 from multidense.task import Task
 from multidense.types import MultidenseError
 

@@ -21,15 +21,17 @@ import torch
 import yaml
 
 from multidense import evaluation
+from multidense.checkpoint import differences
 from multidense.config import Recipe, load_recipe
 from multidense.data import Folder, Reader, Rooms, partial
 from multidense.data.subset import Subset, Tasks, evenly
-from multidense.discovery import Discovered, discover, judge
+from multidense.discovery import discover, judge
 from multidense.files import read_json, write_json, write_text
 from multidense.models.multitask import MultiTask, build_model, load_model
 from multidense.progress import Reporter, bars, silent
 from multidense.report import write_report
 from multidense.results import Results, delta_mtl
+from multidense.store import Discovered
 from multidense.train import fit
 from multidense.types import MultidenseError
 
@@ -346,13 +348,12 @@ class _watch:
 
 def _same(before: dict, now: dict, folder: Path) -> None:
     """Refuse to go on in a folder whose recipe differs in anything that changes results."""
-    different = [
-        f"{key} was {before.get(key)!r}, is now {now.get(key)!r}"
-        for key in now
-        if before.get(key) != now[key] and key not in ("processes", "pictures")
-    ]
+    free = ("processes", "pictures")
+    different = list(
+        differences({k: v for k, v in before.items() if k not in free}, {k: v for k, v in now.items() if k not in free})
+    )
     if different:
-        told = "; ".join(text if len(text) < 200 else text[:200] + " …" for text in different)
+        told = "; ".join(different[:6]) + (f" and {len(different) - 6} more" if len(different) > 6 else "")
         raise MultidenseError(f"{folder} holds another recipe: {told}. Choose another folder with --out, or delete this one")
 
 

@@ -1,0 +1,166 @@
+"""What was discovered, as files: label maps, confidences, features and a manifest; and how a training reads them back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from multidense.data.reader import Reader, Wrapped
+from multidense.files import read_json, written_aside
+from multidense.models.multitask import MultiTask, load_model
+from multidense.ops import pool
+from multidense.tasks import from_spec
+from multidense.types import Batch, FeatureTarget, MultidenseError, Outputs, Sample, Target
+
+MANIFEST = "manifest.json"
+
+
+class Discovered:
+    """What a network found: a manifest, the teacher's codebooks, and either stored maps (offline) or the teacher itself
+    (online).
+    """
+
+    def __init__(self, folder: Path, manifest: dict, teacher: MultiTask | None):
+        self.folder, self.manifest, self.teacher = Path(folder), manifest, teacher
+        self.codebooks: dict[str, Tensor] = load_file(self.folder / "codebooks.safetensors")
+        self.tasks = tuple(
+            from_spec(entry["spec"]).with_codebook(self.codebooks.get(name)) for name, entry in manifest["tasks"].items()
+        )
+        self.thresholds = {name: entry["threshold"] for name, entry in manifest["tasks"].items()}
+
+    @classmethod
+    def open(cls, folder: Path, teacher: MultiTask | None = None) -> Discovered:
+        """A finished discovery folder. Online ones need their `teacher`; left out, it is loaded from where the manifest
+        says.
+        """
+        manifest = read_json(Path(folder) / MANIFEST)
+        if manifest["mode"] == "online" and teacher is None:
+            if not manifest["network"]["folder"]:
+                raise MultidenseError(f"{folder} was discovered online by a network that was not saved: pass it as teacher")
+            teacher = load_model(Path(folder) / manifest["network"]["folder"])
+        return cls(Path(folder), manifest, teacher)
+
+    @property
+    def identity(self) -> dict:
+        """What makes two discoveries the same, for the settings that a training remembers."""
+        return {
+            "network": self.manifest["network"]["hash"],
+            "mode": self.manifest["mode"],
+            "thresholds": self.thresholds,
+            "features": self.manifest["features"],
+        }
+
+    def attach(self, reader: Reader) -> Reader:
+        """The reader with what was found beside each sample, before any augmentation."""
+        return _Attached(reader, self)
+
+    def complete(self, batch: Batch) -> Batch:
+        """The batch with what the teacher sees in its clean view; offline, everything is there already."""
+        if self.manifest["mode"] == "offline":
+            return batch
+        outputs = seen_by(self.teacher.to(batch.clean.device), batch.clean)
+        discovered, features = {}, {}
+        for task in self.teacher.tasks:
+            value, confidence = found_by(task, outputs)
+            # What lies outside the image after augmentation is not valid: `attach` marked the inside.
+            valid = (confidence > self.thresholds[task.name]) & batch.discovered[task.name].valid
+            discovered[task.name] = Target(torch.where(valid, value, batch.discovered[task.name].value), valid)
+            if self.manifest["features"] and task.name in outputs.features:
+                features[task.name] = FeatureTarget(outputs.features[task.name], feature_confidence(task.name, outputs))
+        return replace(batch, discovered=discovered, features=features)
+
+    def label(self, task: str, image_id: str) -> Target | None:
+        """The stored label map of one image, or None where nothing was stored."""
+        kind = next(t for t in self.tasks if t.name == task)
+        path = self.folder / task / f"{image_id}{kind.file_suffix}"
+        return kind.read(path) if path.exists() else None
+
+    def confidence(self, task: str, image_id: str) -> Tensor | None:
+        """The stored confidence map `[1 h w]`, in 255 steps."""
+        path = self.folder / "confidence" / task / f"{image_id}.png"
+        return torch.from_numpy(np.asarray(Image.open(path)).astype(np.float32) / 255)[None] if path.exists() else None
+
+    def features(self, image_id: str) -> dict[str, FeatureTarget]:
+        """The stored task features of one image by task; empty where none were stored."""
+        path = self.folder / "features" / f"{image_id}.safetensors"
+        if not path.exists():
+            return {}
+        stored = load_file(path)
+        stride = self.manifest["feature_stride"]
+        return {
+            name: FeatureTarget(stored[name].float(), stored[f"{name}.confidence"].float(), stride)
+            for name in (task.name for task in self.tasks)
+            if name in stored
+        }
+
+
+class _Attached(Wrapped):
+    """A reader whose samples carry what was found for them."""
+
+    def __init__(self, reader: Reader, found: Discovered):
+        super().__init__(reader)
+        self.found = found
+
+    def load(self, index: int, tasks: Iterable[str]) -> Sample:
+        sample = self.reader.load(index, tasks)
+        size = tuple(sample.image.shape[-2:])
+        missing = [task for task in self.found.tasks if task.name not in self.annotated(index)]
+        if self.found.manifest["mode"] == "online":
+            everywhere = torch.ones(1, *size, dtype=torch.bool)
+            inside = {task.name: Target(task.fill(size).contiguous(), everywhere) for task in missing}
+            return replace(sample, discovered=inside)
+        labels = {task.name: self.found.label(task.name, sample.id) for task in missing}
+        for name, label in labels.items():
+            if label is not None and tuple(label.value.shape[-2:]) != size:
+                raise MultidenseError(
+                    f"{self.found.folder}: the discovered '{name}' of image {sample.id} has size "
+                    f"{tuple(label.value.shape[-2:])}, the image has {size}; discover again at this size"
+                )
+        return replace(
+            sample,
+            discovered={name: label for name, label in labels.items() if label is not None},
+            features=self.found.features(sample.id) if self.found.manifest["features"] else {},
+        )
+
+
+def seen_by(network: MultiTask, image: Tensor) -> Outputs:
+    """Outputs of the frozen network, evaluation mode, no gradient."""
+    network.eval()
+    with torch.no_grad():
+        return network(image)
+
+
+def found_by(task, outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """What a network says of a task: the value as a label would state it, and the confidence."""
+    logits = outputs.logits[task.name]
+    return task.harden(task.decode(logits)), task.confidence(logits)
+
+
+def feature_confidence(name: str, outputs: Outputs) -> Tensor:
+    """M^f, or one everywhere for decoders without tokens."""
+    return outputs.confidence.get(name, torch.ones_like(outputs.features[name][:, :1]))
+
+
+def write_confidence(path: Path, confidence: Tensor) -> None:
+    """A confidence map `[1 h w]` as an 8-bit grey PNG, 255 for 1."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as beside:
+        Image.fromarray((confidence[0] * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()).save(beside)
+
+
+def write_features(path: Path, outputs: Outputs, row: int, stride: int) -> None:
+    tensors = {}
+    for name, features in outputs.features.items():
+        tensors[name] = pool(features[row : row + 1], stride)[0].half().cpu().contiguous()
+        trust = feature_confidence(name, outputs)[row : row + 1]
+        tensors[f"{name}.confidence"] = pool(trust, stride)[0].half().cpu().contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(path) as beside:
+        save_file(tensors, beside)
