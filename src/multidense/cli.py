@@ -17,7 +17,7 @@ from multidense.version import __version__
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; a mistake of the user's is one clear message and exit status 1."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # numpy's threads and torch's would fight over the cores
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads and torch's would fight over the cores
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
         print(_overview())

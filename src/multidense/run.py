@@ -293,10 +293,9 @@ class Run:
     def _start(self, name: str) -> subprocess.Popen:
         place = self.folder / name
         place.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {
-            "MULTIDENSE_CHILD_OF": str(os.getpid()),
-            "OMP_NUM_THREADS": str(self.recipe.training.threads or 1),
-        }
+        environment = os.environ | {"MULTIDENSE_CHILD_OF": str(os.getpid())}
+        if self.recipe.training.threads:
+            environment["OMP_NUM_THREADS"] = str(self.recipe.training.threads)
         command = [sys.executable, "-m", "multidense", "train", str(self.folder), "--network", name]
         with open(place / "log.txt", "w", encoding="utf-8") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
@@ -317,7 +316,7 @@ class _watch:
     def __init__(self, names: Sequence[str], folder: Path, recipe: Recipe):
         self.names, self.folder, self.recipe = names, folder, recipe
         self.live = bars() if sys.stderr.isatty() else None
-        self.told, self.began = {name: 0.0 for name in names}, time.monotonic()
+        self.told = {name: (0.0, {}) for name in names}
 
     def __enter__(self):
         for name in self.names:
@@ -337,8 +336,8 @@ class _watch:
             if self.live:
                 row = self.rows[name]
                 self.live.update(row, description=title, total=state["total"], completed=state["done"], note=state["note"])
-            elif time.monotonic() - self.told[name] > 15:
-                self.told[name] = time.monotonic()
+            elif time.monotonic() - self.told[name][0] > 15 and state != self.told[name][1]:
+                self.told[name] = (time.monotonic(), state)
                 print(f"{title}: {state['done']}/{state['total']}  {state['note']}", file=sys.stderr, flush=True)
 
     def __exit__(self, *error) -> None:

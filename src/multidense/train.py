@@ -51,7 +51,8 @@ class Training:
         augment: what is drawn for each image.
         checkpoint_every: steps between checkpoints; one is also written after every epoch.
         workers: processes that load data beside the training; 0 loads in it.
-        threads: CPU threads of a process; 0 leaves torch's choice. Results are equal bit for bit only for equal numbers.
+        threads: CPU threads of a process; 0 leaves torch's choice, 1 is best where several networks share the cores. Results
+            are equal bit for bit only for equal numbers.
         accelerator: "cpu", "cuda", "mps" or "auto".
         devices: how many of them; more than one trains in as many processes.
         precision: as Lightning Fabric names it: "32-true", "bf16-mixed", …
@@ -69,7 +70,7 @@ class Training:
     augment: Augment = field(default_factory=Augment)
     checkpoint_every: int = 200
     workers: int = 0
-    threads: int = 1
+    threads: int = 0
     accelerator: str = "auto"
     devices: int = 1
     precision: str = "32-true"
