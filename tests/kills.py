@@ -15,8 +15,12 @@ from pathlib import Path
 import torch
 
 import multidense as md
+from multidense.compat import mend_torchvision
 from multidense.data import Rooms, partial
 from multidense.models.multitask import load_model, weights_hash
+
+mend_torchvision()
+import lightning.fabric  # noqa: E402, F401 (once here, so that the kills fall into work and not into imports)
 
 torch.set_num_threads(1)
 TASKS = [md.SemanticSegmentation(13), md.Depth(bins=8), md.Normals(centers=6)]
@@ -28,7 +32,7 @@ def train(folder: Path, data) -> None:
     def network():
         return md.build_model("segnet", "hitts", TASKS, width=0.125, seed=0)
 
-    settings = {"epochs": 2, "batch_size": 3, "checkpoint_every": 2, "resume": True}
+    settings = {"epochs": 3, "batch_size": 3, "checkpoint_every": 2, "resume": True}
     teacher = md.fit(network(), data, out=folder / "teacher", **settings)
     found = md.discover(teacher, data, folder / "discovered")
     md.fit(network(), data, discovered=found, out=folder / "student", **settings)
@@ -46,6 +50,21 @@ def in_a_process(folder: Path, data) -> int:
     return child
 
 
+def stands_at(folder: Path) -> str:
+    """What was there when the kill came."""
+    for stage in ("student", "discovered", "teacher"):
+        place = folder / stage
+        if (place / "model").exists() or (place / "manifest.json").exists():
+            return f"after {stage}"
+        if (place / "checkpoint.pt").exists():
+            return f"{stage} at step {torch.load(place / 'checkpoint.pt', weights_only=True)['step']} or later"
+        if (place / "index.jsonl").exists():
+            return f"{stage} at image {len((place / 'index.jsonl').read_text().splitlines())}"
+        if place.exists():
+            return f"{stage} before its first checkpoint"
+    return "before anything"
+
+
 def main(kills: int, folder: Path, seed: int) -> None:
     rng = random.Random(seed)
     data = partial.one_label(Rooms(TASKS, "train", size=(32, 48), length=9, cache=folder / "rooms"), seed=0)
@@ -58,7 +77,7 @@ def main(kills: int, folder: Path, seed: int) -> None:
     made = 0
     while made < kills:
         child = in_a_process(folder / "cut", data)
-        wait = rng.uniform(0.02, 1.0) * whole * 0.6
+        wait = rng.uniform(0.02, 0.5) * whole
         time.sleep(wait)
         if os.waitpid(child, os.WNOHANG)[0]:
             print(f"finished before kill {made + 1}; begun anew")
@@ -67,7 +86,7 @@ def main(kills: int, folder: Path, seed: int) -> None:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         made += 1
-        print(f"kill {made} after {wait:.2f} s")
+        print(f"kill {made} after {wait:.2f} s: {stands_at(folder / 'cut')}")
     assert os.waitpid(in_a_process(folder / "cut", data), 0)[1] == 0
     for stage in ("teacher", "student"):
         hashes = [weights_hash(load_model(folder / run / stage / "model")) for run in ("whole", "cut")]
