@@ -641,3 +641,20 @@ def test_depth_bins_span_what_was_seen_unless_told():
 def test_an_annotation_of_one_depth_still_gives_bins():
     codebook = Depth(bins=3).fit_codebook([Depth().encode(np.full((2, 2), 3.0))], seed=0)
     assert (codebook[1:] > codebook[:-1]).all()
+
+
+def test_depth_beyond_what_the_file_can_say_is_not_valid(tmp_path):
+    task = Depth()
+    task.write(tmp_path / "far.png", torch.tensor([[[65.0, 80.0]]]))
+    assert task.read(tmp_path / "far.png").valid.tolist() == [[[True, False]]]
+    further = Depth(file_scale=256.0)
+    further.write(tmp_path / "further.png", torch.tensor([[[65.0, 80.0]]]))
+    assert torch.allclose(further.read(tmp_path / "further.png").value, torch.tensor([[[65.0, 80.0]]]))
+
+
+def test_a_stored_yes_stays_a_yes(tmp_path):
+    task = Saliency()
+    task.write(tmp_path / "map.png", torch.tensor([[[0.5005, 0.502, 0.4995, 0.5]]]))
+    back = task.read(tmp_path / "map.png")
+    assert back.valid.all()
+    assert (back.value > 0.5).tolist() == [[[True, True, False, False]]]

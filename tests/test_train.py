@@ -226,3 +226,15 @@ def test_two_processes_train_together(rooms, tmp_path):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
     assert (tmp_path / "history.csv").read_text().count("\n") == 2
     assert json.loads((tmp_path / "cost.json").read_text())["train_seconds"] > 0
+
+
+def test_validation_scores_are_in_the_curves_and_change_no_weight(rooms, tmp_path):
+    val = Rooms(tasks(), "val", size=SIZE, length=3)
+    settings = Training(epochs=2, batch_size=4)
+    plain = weights_hash(fit(network(), rooms, settings=settings))
+    watched = fit(network(), rooms, settings=settings, val=val, validate_every=2, out=tmp_path)
+    assert weights_hash(watched) == plain
+    head, first, second = (line.split(",") for line in (tmp_path / "history.csv").read_text().splitlines())
+    column = head.index("val.semseg.mIoU")
+    assert first[column] == ""
+    assert float(second[column]) == pytest.approx(md.evaluate(watched, val).scores["semseg.mIoU"], rel=1e-4)

@@ -82,10 +82,10 @@ class State:
     def mean_loss(self) -> float:
         return self.sums["loss"] / self.count if self.count else self.history[-1]["loss"]
 
-    def end_epoch(self, epoch: int, rate: float) -> None:
-        """Means of the epoch go into the history, and the sums begin anew."""
+    def end_epoch(self, epoch: int, rate: float, scores: dict[str, float]) -> None:
+        """Means of the epoch and its scores go into the history, and the sums begin anew."""
         means = {name: total / self.count for name, total in self.sums.items()}
-        self.history.append({"epoch": epoch + 1, "step": self.step, "lr": rate, **means})
+        self.history.append({"epoch": epoch + 1, "step": self.step, "lr": rate, **means, **scores})
         self.sums, self.count = {}, 0
 
     def cost(self, device: torch.device) -> dict[str, float]:

@@ -132,6 +132,7 @@ class Run:
             out=place,
             resume=True,
             seed=recipe.seed,
+            val=self.val,
             settings=training,
             reporter=reporter,
         )

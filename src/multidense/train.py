@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from multidense.checkpoint import Curves, State, finished, held
 from multidense.compat import mend_torchvision
 from multidense.data import Augment, Augmented, Reader, collate
+from multidense.evaluation import evaluate
 from multidense.files import write_json
 from multidense.models.multitask import MultiTask, load_model
 from multidense.objective import Objective, Terms
@@ -50,6 +51,7 @@ class Training:
         objective: weights of the terms.
         augment: what is drawn for each image.
         checkpoint_every: steps between checkpoints; one is also written after every epoch.
+        validate_every: epochs between validation scores in the curves; 0 takes none.
         workers: processes that load data beside the training; 0 loads in it.
         threads: CPU threads of a process; 0 leaves torch's choice, 1 is best where several networks share the cores. Results
             are equal bit for bit only for equal numbers.
@@ -69,6 +71,7 @@ class Training:
     objective: Objective = field(default_factory=Objective)
     augment: Augment = field(default_factory=Augment)
     checkpoint_every: int = 200
+    validate_every: int = 0
     workers: int = 0
     threads: int = 0
     accelerator: str = "auto"
@@ -79,7 +82,7 @@ class Training:
         for name in ("epochs", "batch_size", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("weight_decay", "clip", "workers", "threads"):
+        for name in ("weight_decay", "clip", "validate_every", "workers", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative, found {getattr(self, name)}")
         if not self.lr > 0:
@@ -103,6 +106,7 @@ def fit(
     out: Path | str | None = None,
     resume: bool = False,
     seed: int = 0,
+    val: Reader | None = None,
     settings: Training | None = None,
     reporter: Reporter = silent,
     **overrides,
@@ -117,12 +121,13 @@ def fit(
         out: folder for checkpoint, history and the finished `model/`. None keeps nothing.
         resume: go on from the folder's checkpoint, or return its finished model; the settings must be the same.
         seed: of order, augmentation and anything random in the network (its weights were drawn by `build_model`).
+        val: what the curves' validation scores are taken on, every `validate_every` epochs; nothing is chosen by them.
         settings: a `Training`; its fields may also be given as keywords, such as `epochs=5`.
     """
     settings = _settings(settings, overrides)
     folder = Path(out) if out else None
     if folder is None:
-        return _fit(model, data, discovered, None, seed, settings, reporter)
+        return _fit(model, data, discovered, None, seed, val, settings, reporter)
     request = {
         "model": model.spec,
         "training": asdict(settings),
@@ -134,7 +139,7 @@ def fit(
         if finished(folder, request, resume):
             return load_model(folder / "model").eval()
         write_json(folder / "training.json", request)
-        return _fit(model, data, discovered, folder, seed, settings, reporter)
+        return _fit(model, data, discovered, folder, seed, val, settings, reporter)
 
 
 def _fit(
@@ -143,6 +148,7 @@ def _fit(
     discovered: Discovered | None,
     folder: Path | None,
     seed: int,
+    val: Reader | None,
     settings: Training,
     reporter: Reporter,
 ) -> MultiTask:
@@ -164,7 +170,7 @@ def _fit(
     with tempfile.TemporaryDirectory(prefix="multidense-") as handover:
         weights = Path(handover) / "weights.safetensors"
         job = {"model": model, "augmented": augmented, "discovered": discovered, "folder": folder, "weights": weights}
-        cost = fabric.launch(partial(_loop, **job, seed=seed, settings=settings, reporter=reporter))
+        cost = fabric.launch(partial(_loop, **job, seed=seed, val=val, settings=settings, reporter=reporter))
         model.load_state_dict(safetensors.torch.load_file(weights))
     model.eval()
     if folder:
@@ -183,6 +189,7 @@ def _loop(
     folder: Path | None,
     weights: Path,
     seed: int,
+    val: Reader | None,
     settings: Training,
     reporter: Reporter,
 ) -> dict[str, float]:
@@ -227,7 +234,8 @@ def _loop(
                 state.add(terms, loss, time.perf_counter() - began)
                 advance(1, f"loss {state.mean_loss:.3f}")
                 if state.step % per_epoch == 0:
-                    state.end_epoch(epoch, settings.rate(state.step - 1, steps))
+                    scores = _scores(model, val, settings, epoch) if fabric.is_global_zero else {}
+                    state.end_epoch(epoch, settings.rate(state.step - 1, steps), scores)
                     curves.write(state.history)
                 due = state.step % per_epoch == 0 or state.step % settings.checkpoint_every == 0
                 if due and folder and fabric.is_global_zero:
@@ -237,6 +245,13 @@ def _loop(
         final = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         safetensors.torch.save_file(final, weights)
     return state.cost(fabric.device)
+
+
+def _scores(model: MultiTask, val: Reader | None, settings: Training, epoch: int) -> dict[str, float]:
+    """Validation scores for the curves, in the epochs that want them."""
+    if val is None or not settings.validate_every or (epoch + 1) % settings.validate_every:
+        return {}
+    return {f"val.{name}": value for name, value in evaluate(model, val).scores.items()}
 
 
 def fit_codebooks(model: MultiTask, data: Reader, discovered: Discovered | None, seed: int) -> None:

@@ -1,7 +1,7 @@
 """What edges and saliency share: a probability per pixel, stored in 8 bits.
 
 A label file is a grey PNG, probability · 255, with 128 where not valid (a probability that would round to 128 is stored as
-127).
+127 or 129, on its own side of one half).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class BinaryTask(Task):
 
     def to_file(self, path: Path, value: Tensor, valid: Tensor) -> None:
         levels = (value * 255).round().clamp(0, 255)
-        levels = torch.where(levels == UNKNOWN, UNKNOWN - 1, levels)
+        levels = torch.where(levels == UNKNOWN, torch.where(value > 0.5, UNKNOWN + 1, UNKNOWN - 1), levels)
         Image.fromarray(torch.where(valid, levels, UNKNOWN)[0].numpy().astype(np.uint8)).save(path)
 
     def read(self, path: Path) -> Target:

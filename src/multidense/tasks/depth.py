@@ -75,7 +75,8 @@ class Depth(ContinuousTask):
         return Target(torch.from_numpy(np.where(valid, array, 1).astype(np.float32))[None], torch.from_numpy(valid)[None])
 
     def to_file(self, path: Path, value: Tensor, valid: Tensor) -> None:
-        steps = (value.double() * self.file_scale).round().clamp(1, 65535)
+        steps = (value.double() * self.file_scale).round().clamp(min=1)
+        valid = valid & (steps <= 65535)  # what the format cannot say is not valid; a smaller file_scale reaches further
         Image.fromarray(torch.where(valid, steps, 0)[0].numpy().astype(np.uint16)).save(path)
 
     def read(self, path: Path) -> Target:
