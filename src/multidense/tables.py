@@ -149,13 +149,13 @@ def label_table(bars: Sequence[tuple[str, int, int]]) -> Table:
 
 def discovered_table(tasks: Mapping[str, Mapping]) -> Table:
     """What was discovered for each task of a manifest, and how far it may be believed."""
-    columns = [Column("rule"), Column("threshold"), Column("images"), Column("kept", unit="%"), Column("mean confidence")]
+    columns = [Column("rule"), Column("threshold"), Column("images"), Column("kept", unit="%")]
     columns.append(Column("precision on hidden truth", unit="%"))
     rows = []
     for task, found in tasks.items():
         kept, precision = (_plain(100 * number(found.get(name)), 1) for name in ("kept_share", "precision"))
-        trust, threshold = (_plain(found.get(name), 3) for name in ("mean_confidence", "threshold"))
-        texts = [str(found.get("rule") or "–"), threshold, str(found.get("images", "–")), kept, trust, precision]
+        threshold = _plain(found.get("threshold"), 3)
+        texts = [str(found.get("rule") or "–"), threshold, str(found.get("images", "–")), kept, precision]
         rows.append((task, None, [Cell(text) for text in texts]))
     return Table("Task", columns, rows)
 
