@@ -136,7 +136,7 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument("--model", required=True, help="folder of a finished network (RUN/NETWORK/model), or RUN/NETWORK")
     parser.add_argument("--out", required=True, help="folder for the predictions")
     parser.add_argument(
-        "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size to predict at (default: the image's)"
+        "--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"), help="size to predict at (default: the training's)"
     )
     options = parser.parse_args(arguments)
     from multidense.predict import predict_files

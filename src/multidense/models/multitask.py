@@ -2,7 +2,7 @@
 
 >>> model = build_model("segnet", "hitts", [SemanticSegmentation(classes=13), Depth(bins=30)], width=0.25, seed=0)
 >>> outputs = model(image)                      # image float [b 3 h w]; logits, features, confidence, tokens
->>> value, confidence = model.predict(image)["semseg"]
+>>> value, confidence = model.predict(image)[model.task_names[0]]
 >>> model.save_pretrained("runs/one")           # config.json, model.safetensors, README.md
 >>> model = load_model("runs/one")
 """
