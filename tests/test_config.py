@@ -4,6 +4,7 @@ import pytest
 
 from multidense import MultidenseError
 from multidense.config import load_recipe, recipe_path, settings_help, shipped
+from multidense.thresholds import Threshold
 
 
 def rooms(*overrides: str):
@@ -23,8 +24,8 @@ def test_a_saved_recipe_is_the_same_recipe(tmp_path):
 
 
 def test_the_command_line_overrides_the_file():
-    recipe = rooms("--training.lr", "0.02", "--data.size", "[24, 32]", "--networks.mtl.decoder", "hitts", "--seed", "4")
-    assert (recipe.training.lr, recipe.data.size, recipe.networks["mtl"].decoder, recipe.seed) == (0.02, (24, 32), "hitts", 4)
+    recipe = rooms("--training.lr", "0.02", "--data.size", "[40, 56]", "--networks.mtl.decoder", "hitts", "--seed", "4")
+    assert (recipe.training.lr, recipe.data.size, recipe.networks["mtl"].decoder, recipe.seed) == (0.02, (40, 56), "hitts", 4)
 
 
 @pytest.mark.parametrize(
@@ -45,6 +46,14 @@ def test_the_command_line_overrides_the_file():
         ("baseline: mtl", "baseline: mlt", "baseline: there is no 'mlt' (did you mean 'mtl'?)"),
         ("share 0.6", "shere 0.6", "threshold: expected 'fixed T', 'share S' or 'precision P'"),
         ("name: rooms", "name: [rooms", "cannot be read as YAML"),
+        ("processes: 2", "processes: 0", "processes must be at least 1"),
+        ("size: [48, 64]", "size: [48, 6]", "data.size must be at least 32"),
+        ("decoder: hitts, title: HiTTs}", "decoder: hitts, options: {intra_taks: false}}", "did you mean 'intra_task'?"),
+        ("bins: 30", "low: 0.5", "networks.hitts is a teacher, but depth only regress(es)"),
+        ("bins: 30", "bins: 30, low: 5, high: 2", "low must lie below high"),
+        ("  mtl: {", "  discovered: {", "networks: 'discovered' becomes a folder"),
+        ("epochs: 12", "epochs: 12, schedule: cosine", "training.schedule"),
+        ("epochs: 12", "epochs: 12, milestones: [5]", "milestones must be shares"),
     ],
 )
 def test_a_mistake_in_a_recipe_is_named_with_its_file(tmp_path, before, after, said):
@@ -71,6 +80,11 @@ def test_a_mistake_on_the_command_line_is_named(overrides, said):
     with pytest.raises(MultidenseError, match="the command line: ") as error:
         rooms(*overrides)
     assert said in str(error.value)
+
+
+def test_a_bare_number_is_a_fixed_threshold():
+    assert Threshold.parse("0.9") == Threshold.parse(0.9) == Threshold.parse("fixed 0.9")
+    assert rooms("--discovery.threshold.default", "0.9").discovery.threshold["default"] == "0.9"
 
 
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest():

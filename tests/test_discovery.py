@@ -9,6 +9,7 @@ from PIL import Image
 
 import multidense as md
 from multidense.data import Augment, Augmented, Rooms, collate, partial
+from multidense.data.subset import Tasks
 from multidense.discovery import judge
 from multidense.store import Discovered
 
@@ -162,6 +163,19 @@ def test_judging_compares_kept_pixels_with_the_truth(found, full):
     told = judge(found, full)
     assert set(told) == {task.name for task in found.tasks}
     assert all(0 <= row["precision"] <= 1 and 0 < row["coverage"] <= 1 for row in told.values())
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_students_may_have_other_tasks_than_their_teacher(teacher, data, mode):
+    found = md.discover(teacher, data, mode=mode)
+    single = md.build_model("segnet", "shared", [md.Depth(bins=8)], width=0.125, seed=0)
+    md.fit(single, Tasks(data, ["depth"]), discovered=found, epochs=1, objective=md.Objective(features=0))
+    alone = md.fit(
+        md.build_model("segnet", "shared", [md.Depth(bins=8)], width=0.125, seed=0), Tasks(data, ["depth"]), epochs=1
+    )
+    found = md.discover(alone, data, mode=mode)
+    several = md.build_model("segnet", "shared", ALL, width=0.125, seed=0)
+    md.fit(several, data, discovered=found, epochs=1)
 
 
 def test_features_can_be_left_out(teacher, data):

@@ -163,7 +163,16 @@ def test_predict_takes_pictures_of_any_size(done, tmp_path, capsys):
     (tmp_path / "torn.jpg").write_bytes((tmp_path / "b.jpg").read_bytes()[:200])
     with pytest.raises(SystemExit) as stop:
         main(["predict", str(tmp_path / "torn.jpg"), "--model", str(model), "--out", str(tmp_path / "out")])
-    assert "torn.jpg cannot be read as an image" in str(stop.value)
+    assert "torn.jpg cannot be read as a picture" in str(stop.value)
+
+
+def test_predictions_of_images_of_one_name_do_not_overwrite_each_other(done, tmp_path, capsys):
+    for name in ("p/one/a.png", "p/two/a.png", "q/b.png", "q/b.bmp"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (48, 32)).save(tmp_path / name)
+    images = [str(tmp_path / name) for name in ("p/one", "p/two", "q")]
+    main(["predict", *images, "--model", str(done[0] / "hitts"), "--out", str(tmp_path / "out")])
+    assert len(list((tmp_path / "out" / "depth").glob("*.picture.png"))) == 4
 
 
 def test_report_takes_several_runs(done, tmp_path, capsys):
@@ -180,14 +189,16 @@ def test_data_can_be_labelled_and_looked_at(tmp_path, capsys):
         assert sheet.size == (7 * 50 - 2, 2 * 34 - 2)
 
 
-def test_calibrated_thresholds_hold_labels_out_of_stage_one(recipe, tmp_path):
+def test_calibrated_thresholds_hold_labels_out_of_the_teacher_alone(recipe, tmp_path):
     settings = ["--discovery.threshold", '{"default": "precision 0.3"}', "--discovery.calibration", "0.34", "--pictures", "0"]
     recipe_with = load_recipe(recipe, settings)
     work = Run(recipe_with, tmp_path)
     shown, withheld = work.labels_of("hitts")
     assert sum(len(shown.annotated(i)) for i in range(len(shown))) == 6
     assert len(withheld) == 3
-    assert sum(len(work.labels_of("student")[0].annotated(i)) for i in range(9)) == 9
+    for other in ("student", "mtl"):
+        assert sum(len(work.labels_of(other)[0].annotated(i)) for i in range(9)) == 9
+    assert work._labels_told("hitts")["counts"] == {"semseg": 2, "depth": 2, "normals": 2}
 
 
 def test_labels_from_a_file_of_ones_own(recipe, tmp_path):

@@ -220,6 +220,14 @@ def test_the_learning_rate_follows_its_schedule():
     assert Training(lr=1.0, schedule="poly").rate(5, 10) == pytest.approx(0.5**0.9)
 
 
+def test_two_processes_make_one_step_not_two(rooms):
+    data = Rooms(tasks(), "train", size=SIZE, length=4)
+    before = network("shared").state_dict()
+    model = fit(network("shared"), data, epochs=1, batch_size=4, lr=1e-3, devices=2, accelerator="cpu")
+    moved = [(value - before[name]).abs().max() for name, value in model.named_parameters()]
+    assert 0.9e-3 < max(moved) < 1.01e-3  # Adam's first step is lr for every weight that has a gradient
+
+
 def test_two_processes_train_together(rooms, tmp_path):
     data = partial.one_label(Rooms(tasks(), "train", size=SIZE, length=8), seed=0)
     model = fit(network("shared"), data, epochs=1, batch_size=4, devices=2, accelerator="cpu", out=tmp_path)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fcntl
 import resource
+import shutil
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,12 +138,23 @@ def held(folder: Path) -> Iterator[None]:
         lock = open(folder / ".lock", "w")  # noqa: SIM115 (held until the training ends)
     except OSError as error:
         raise MultidenseError(f"cannot write to the folder {folder}: {error.strerror}; choose another with out=") from error
+    for patience in range(11):  # the loading processes of a killed training hold on for some seconds
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if patience == 10:
+                lock.close()
+                raise MultidenseError(
+                    f"another process is training in {folder}; wait for it, or choose another folder"
+                ) from error
+            time.sleep(0.6)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise MultidenseError(f"another process is training in {folder}; wait for it, or choose another folder") from error
-    try:
+        for torn in folder.glob(".*.tmp*"):  # what a kill left half written
+            torn.unlink()
+        shutil.rmtree(folder / "model.new", ignore_errors=True)
+        if (folder / "model").exists():
+            (folder / State.file).unlink(missing_ok=True)
         yield
     finally:
         lock.close()

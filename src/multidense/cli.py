@@ -66,6 +66,7 @@ def train(arguments: list[str]) -> None:
     parser.add_argument("recipe", metavar="RECIPE")
     parser.add_argument("--network", help="which of its networks (default: the only one)")
     parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped; that is what happens anyway")
     options, overrides = parser.parse_known_args(arguments)
     _end_with_parent()
     from multidense.progress import ToFile, reporter
@@ -167,9 +168,7 @@ def data(arguments: list[str]) -> None:
     elif arguments[:1] == ["show"]:
         data_show(arguments[1:])
     elif not arguments or arguments[0] in ("-h", "--help"):
-        print(
-            "usage: multidense data label|show DATA …\n\nDATA: a description (.yaml) of images, a recipe, a run, or `rooms`."
-        )
+        print("usage: multidense data label|show DATA …\n\nDATA: a description (.yaml) of images, a recipe, a run, or `rooms`.")
     else:
         raise MultidenseError(f"data: expected 'label' or 'show', found {arguments[0]!r}")
 
@@ -255,6 +254,7 @@ def _recipe_and_folder(command: str, arguments: list[str]):
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name (see `multidense recipes`) or file")
     parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
+    parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped; that is what happens anyway")
     parser.add_argument("-h", "--help", action="store_true", help="show this, and all settings")
     options, overrides = parser.parse_known_args(arguments)
     if options.help or options.recipe is None:

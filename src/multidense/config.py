@@ -8,11 +8,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import yaml
 
 from multidense.files import write_text
 from multidense.models.backbones import BACKBONES
 from multidense.models.decoders import DECODERS
+from multidense.models.multitask import build_model
 from multidense.objective import Objective
 from multidense.suggest import nearest
 from multidense.task import Task
@@ -80,7 +82,7 @@ class Discovery:
     """
 
     mode: Literal["offline", "online"] = "offline"
-    threshold: dict[str, str] = field(default_factory=lambda: {"default": "share 0.6"})
+    threshold: dict[str, str | float] = field(default_factory=lambda: {"default": "share 0.6"})
     features: bool = True
     feature_stride: int = 4
     calibration: float = 0.1
@@ -147,8 +149,11 @@ class Recipe:
             self._known("tasks", name, TASKS)
         for name, network in self.networks.items():
             self._known(f"networks.{name}.decoder", network.decoder, DECODERS)
-            if not re.fullmatch(r"[\w.+-]+", name):
-                raise MultidenseError(f"networks: {name!r} becomes a folder; use letters, digits, '.', '_', '+' and '-' only")
+            if not re.fullmatch(r"\w[\w.+-]*", name) or name.startswith("discovered") or name == "pictures":
+                raise MultidenseError(
+                    f"networks: {name!r} becomes a folder: begin with a letter or digit, use letters, digits, '.', '_', '+' "
+                    "and '-' only, and not 'discovered' or 'pictures'"
+                )
             self._known(f"networks.{name}.teacher", network.teacher, self.networks)
             if network.teacher and self.networks[network.teacher].teacher:
                 raise MultidenseError(
@@ -161,6 +166,18 @@ class Recipe:
         rules_for(list(self.tasks), self.discovery.threshold)
         if self.labels.setting == "few-shot" and not (self.labels.task or self.labels.file):
             raise MultidenseError("labels: the setting few-shot needs labels.task, the task that keeps few labels")
+        for key, value, least in (
+            ("processes", self.processes, 1),
+            ("pictures", self.pictures, 0),
+            ("seed", self.seed, 0),
+            ("labels.seed", self.labels.seed, 0),
+            ("labels.k", self.labels.k, 1),
+            ("data.seed", self.data.seed, 0),
+            ("discovery.feature_stride", self.discovery.feature_stride, 1),
+            *(("data.size", side, 32) for side in self.data.size or ()),
+        ):
+            if value < least:
+                raise MultidenseError(f"{key} must be at least {least}, found {value}")
         if not self.width > 0:
             raise MultidenseError(f"width must be positive, found {self.width}")
         if not 0 < self.discovery.calibration < 1:
@@ -251,7 +268,7 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
             where = "the command line"
             settings = parser.parse_args(list(overrides), namespace=settings)
         recipe = Recipe(**vars(parser.instantiate(settings)))
-        recipe.task_objects()
+        _check_networks(recipe)
         recipe = replace(
             recipe,
             data=replace(recipe.data, description=_found(recipe.data.description, path), root=_found(recipe.data.root, path)),
@@ -308,6 +325,21 @@ def _check_keys(given: dict, kind: type, file: str, path: str) -> None:
             for name, network in value.items():
                 if isinstance(network, dict):
                     _check_keys(network, Network, file, f"networks.{name}.")
+
+
+def _check_networks(recipe: Recipe) -> None:
+    """Build every network without memory, and look whether teachers can teach: mistakes show before anything is trained."""
+    for name, network in recipe.networks.items():
+        with torch.device("meta"):
+            model = build_model(recipe.backbone, network.decoder, recipe.task_objects(name), recipe.width, **network.options)
+        if name in {other.teacher for other in recipe.networks.values()}:
+            rules_for(list(model.task_names), recipe.discovery.threshold, others=list(recipe.tasks))
+            unsure = [task.name for task in model.tasks if not task.has_confidence]
+            if unsure:
+                raise MultidenseError(
+                    f"networks.{name} is a teacher, but {', '.join(unsure)} only regress(es) and has no confidence: "
+                    "give depth bins and normals centers"
+                )
 
 
 def _section(kind: type, key: str) -> type | None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from multidense.data.reader import Reader, batches
@@ -67,7 +67,11 @@ def discover(
             f"discovery needs a confidence, and {', '.join(unsure)} only regress(es): train the first stage with a codebook, "
             "for instance Depth(bins=30) and Normals(centers=20)"
         )
-    rules = rules_for(names, threshold)
+    if mode not in ("offline", "online"):
+        raise MultidenseError(f"mode must be 'offline' or 'online', found {mode!r}")
+    if feature_stride < 1:
+        raise MultidenseError(f"feature_stride must be at least 1, found {feature_stride}")
+    rules = rules_for(names, threshold, others=[task.name for task in data.tasks])
     if calibration is None and any(rule.rule == "precision" for rule in rules.values()):
         raise MultidenseError("the rule 'precision' needs calibration labels that stage 1 was not shown: pass calibration=")
 
@@ -92,9 +96,11 @@ def discover(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "request.json", request)
     with written_aside(folder / "codebooks.safetensors") as beside:
-        save_file({name: book.cpu() for name, book in teacher.codebooks.items()}, beside)
+        beside.write_bytes(save({name: book.cpu() for name, book in teacher.codebooks.items()}))
 
-    thresholds = _thresholds(teacher, data, rules, calibration, reporter)
+    if not (folder / "thresholds.json").exists():  # kept, so that both halves of an interrupted discovery have the same ones
+        write_json(folder / "thresholds.json", _thresholds(teacher, data, rules, calibration, reporter))
+    thresholds = read_json(folder / "thresholds.json")
     counted = _store(teacher, data, folder, thresholds, request, reporter)
     manifest = request | {
         "tasks": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,26 @@ def evaluate(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: R
     All scores are pooled over pixels (or images, where a score says so) of the whole set, so they do not depend on
     `batch_size`. Results say nothing of training settings: whoever knows them adds them to `provenance`.
     """
+    measured = measure(model, data, batch_size=batch_size, reporter=reporter)
+    size = tuple(data.load(0, ()).image.shape[-2:])
+    return replace(
+        measured,
+        provenance=dict(measured.provenance)
+        | {"data": data.provenance(), "weights": weights_hash(model), "model": model.spec, **environment()},
+        cost={"parameters": count_parameters(model), "multiply_adds": multiply_adds(model, size)},
+    )
+
+
+def measure(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: Reporter = silent) -> Results:
+    """The scores of `evaluate` without where they come from, for learning curves. The model's mode is left as it was."""
     if not len(data):
         raise MultidenseError(f"there is nothing to evaluate on: '{data.name}' has no image in its split '{data.split}'")
     wanted = {task.name for task in data.tasks}
     tasks = [task for task in model.tasks if task.name in wanted]
-    meters = {task.name: task.meter() for task in tasks}
     device = next(model.parameters()).device
+    home = torch.device("cpu") if device.type == "mps" else device  # sums are in double precision, which MPS has not
+    tasks = [task.with_codebook(task.codebook.to(home)) if task.codebook is not None else task for task in tasks]
+    meters = {task.name: task.meter() for task in tasks}
     training, seen = model.training, dict.fromkeys(meters, 0)
     model.eval()
     for _, samples in reporter.track(batches(data, batch_size), "evaluating", len(data), size=lambda item: len(item[0])):
@@ -46,7 +61,7 @@ def evaluate(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: R
             outputs = model(batch.image)
         for name, meter in meters.items():
             if batch.annotated[name].any():
-                meter.update(outputs.logits[name], batch.targets[name])
+                meter.update(outputs.logits[name].to(home), batch.targets[name].to(home))
                 seen[name] += int(batch.annotated[name].sum())
     model.train(training)
 
@@ -61,20 +76,7 @@ def evaluate(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: R
         if hasattr(meters[task.name], "per_class"):
             names = data.class_names.get(task.name) or task.group_names
             per_class[task.name] = dict(zip(names, meters[task.name].per_class(), strict=True))
-    size = tuple(data.load(0, ()).image.shape[-2:])
-    return Results(
-        scores=scores,
-        further=further,
-        per_class=per_class,
-        provenance={
-            "data": data.provenance(),
-            "images": seen,
-            "weights": weights_hash(model),
-            "model": model.spec,
-            **environment(),
-        },
-        cost={"parameters": count_parameters(model), "multiply_adds": multiply_adds(model, size)},
-    )
+    return Results(scores=scores, further=further, per_class=per_class, provenance={"images": seen})
 
 
 def prediction_pictures(model: MultiTask, data: Reader, indices: Sequence[int], folder: Path) -> None:

@@ -77,8 +77,8 @@ def feature_loss(features: Float[Tensor, "b c h w"], target: FeatureTarget, anno
             f"found {tuple(ours.shape[1:])}; use the same decoder and width for both stages, or set the weight of features to 0"
         )
     distance = (ours - target.value.to(ours.dtype)).square().mean(1, keepdim=True)
-    saved = target.confidence.flatten(1).amax(1) > 0
-    trust = torch.where((annotated & saved)[:, None, None, None], 1.0, target.confidence.to(ours.dtype))
+    seen = annotated[:, None, None, None] & (target.confidence > 0)
+    trust = torch.where(seen, 1.0, target.confidence.to(ours.dtype))
     return (trust * distance).flatten(1).mean(1)
 
 

@@ -56,8 +56,8 @@ class Geometry:
     def grid(self, stride: int = 1) -> Float[Tensor, "h w 2"]:
         """Sampling positions for `torch.nn.functional.grid_sample` (align_corners=False), of a map at `stride`."""
         height, width = (-(-side // stride) for side in self.size)
-        y = (torch.arange(height, dtype=torch.float64) + 0.5) / height - 0.5
-        x = (torch.arange(width, dtype=torch.float64) + 0.5) / width - 0.5
+        y = (torch.arange(height, dtype=torch.float64) + 0.5) * stride / self.size[0] - 0.5
+        x = (torch.arange(width, dtype=torch.float64) + 0.5) * stride / self.size[1] - 0.5
         if self.flip:
             x = -x
         # Turning must happen in pixels, not in relative units, or a non-square image would be sheared.
@@ -65,7 +65,9 @@ class Geometry:
         cosine, sine = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
         source_x = (cosine * x - sine * y) / self.source[1] + self.centre[1]
         source_y = (sine * x + cosine * y) / self.source[0] + self.centre[0]
-        return torch.stack([2 * source_x - 1, 2 * source_y - 1], dim=-1).float()
+        # A map whose stride does not divide the image reaches a little beyond it.
+        reach_y, reach_x = (-(-side // stride) * stride / side for side in self.source)
+        return torch.stack([2 * source_x / reach_x - 1, 2 * source_y / reach_y - 1], dim=-1).float()
 
 
 def warp(

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ImageOps
 
+from multidense.data.encodings import read_picture
 from multidense.evaluation import save_prediction
 from multidense.files import read_json
 from multidense.models.multitask import load_model
@@ -28,18 +29,28 @@ def predict_files(images: Sequence[str], model: Path, out: Path, size: tuple[int
     place = model / "model" if (model / "model").is_dir() else model
     network = load_model(place).eval()
     size = size or _trained_at(place)
+    if size and min(size) < 1:
+        raise MultidenseError(f"the size to predict at must be positive, found {size[0]} × {size[1]}")
     paths = [path for name in images for path in _files(Path(name))]
-    stems = [path.stem for path in paths]
-    for path in paths:
+    names = _names(paths)
+    for path, name in zip(paths, names, strict=True):
         image = _read(path)
         seen = image if size is None else F.interpolate(image[None], size, mode="bilinear", antialias=True)[0]
         with torch.no_grad():
             outputs = network(seen[None])
-        name = path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}_{path.stem}"
         for task in network.tasks:
             logits = resize(outputs.logits[task.name], tuple(image.shape[-2:]))
             save_prediction(task, task.decode(logits)[0], task.confidence(logits)[0], out, name)
         yield f"{path} -> {out}/*/{name}.*"
+
+
+def _names(paths: Sequence[Path]) -> list[str]:
+    """A name for each image's predictions: its stem, with as much of its path before it as tells it from the others."""
+    for parts in range(1, 1 + max(len(path.parts) for path in paths)):
+        names = ["_".join((*path.with_suffix("").parts[-parts:],)) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.stem}_{path.suffix[1:]}_{number}" for number, path in enumerate(paths)]
 
 
 def _trained_at(model: Path) -> tuple[int, int] | None:
@@ -61,9 +72,5 @@ def _files(path: Path) -> list[Path]:
 
 
 def _read(path: Path) -> torch.Tensor:
-    try:
-        with Image.open(path) as image:
-            array = np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise MultidenseError(f"{path} cannot be read as an image ({error}); is it damaged or cut short?") from error
+    array = np.array(ImageOps.exif_transpose(read_picture(path)).convert("RGB"))
     return torch.from_numpy(array).permute(2, 0, 1).float() / 255

@@ -18,7 +18,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-import yaml
 
 from multidense import evaluation
 from multidense.checkpoint import differences
@@ -26,7 +25,7 @@ from multidense.config import Recipe, load_recipe
 from multidense.data import Folder, Reader, Rooms, partial
 from multidense.data.subset import Subset, Tasks, evenly
 from multidense.discovery import discover, judge
-from multidense.files import read_json, write_json, write_text
+from multidense.files import read_json, write_json
 from multidense.models.multitask import MultiTask, build_model, load_model
 from multidense.progress import Reporter, bars, silent
 from multidense.report import write_report
@@ -47,10 +46,11 @@ class Run:
         self.recipe, self.folder = recipe, Path(folder)
         kept = self.folder / "recipe.yaml"
         if kept.exists() and any(self.folder.glob("*/training.json")):
-            _same(yaml.safe_load(kept.read_text(encoding="utf-8")), yaml.safe_load(recipe.to_yaml()), self.folder)
+            _same(asdict(load_recipe(kept)), asdict(recipe), self.folder)
         elif not kept.exists() or kept.read_text(encoding="utf-8") != recipe.to_yaml():
+            if kept.exists():  # nothing was trained with the old one yet, and its assignment must not outlive it
+                (self.folder / "assignment.csv").unlink(missing_ok=True)
             recipe.save(kept)
-            (self.folder / "assignment.csv").unlink(missing_ok=True)  # nothing was trained with it yet
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -96,7 +96,7 @@ class Run:
         """What a network trains on, and the labels withheld from it for calibration (None where nothing is calibrated)."""
         settings = self.recipe.networks[network]
         shown, withheld = self.train, None
-        if self.recipe.calibrates and not settings.teacher:
+        if self.recipe.calibrates and network in self.teachers:
             shown, withheld = partial.hold_out(shown, self.recipe.discovery.calibration, seed=self.recipe.labels.seed)
         if settings.tasks:
             shown = Tasks(shown, settings.tasks)
@@ -136,11 +136,12 @@ class Run:
             settings=training,
             reporter=reporter,
         )
-        if not (place / "results.json").exists():
-            self.evaluate(name, model.to(self._device), reporter).save(place / "results.json")
+        model = model.to(self._device)
         if self.recipe.pictures:
             for data, indices in self._pictured():
                 evaluation.prediction_pictures(model, data, indices, place / "pictures")
+        if not (place / "results.json").exists():  # written last: it says that all of this network is done
+            self.evaluate(name, model, reporter).save(place / "results.json")
         return Results.load(place / "results.json")
 
     def evaluate(self, name: str, model: MultiTask | None = None, reporter: Reporter = silent) -> Results:
@@ -153,7 +154,7 @@ class Run:
             "title": self.recipe.title(name),
             "seed": self.recipe.seed,
             "checkpoint": "last epoch",
-            "labels": read_json(self.folder / "labels.json") if (self.folder / "labels.json").exists() else None,
+            "labels": self._labels_told(name),
             "settings": json.loads(json.dumps(asdict(self.recipe))),
         }
         cost = read_json(self.folder / name / "cost.json") if (self.folder / name / "cost.json").exists() else {}
@@ -171,6 +172,8 @@ class Run:
 
     def discover(self, teacher: str, reporter: Reporter = silent, out: Path | None = None, **overrides) -> Discovered:
         """What a network of this run finds on the training images; read back where it is done."""
+        if self.recipe.training.threads:
+            torch.set_num_threads(self.recipe.training.threads)
         settings = {key: value for key, value in asdict(self.recipe.discovery).items() if key != "calibration"} | overrides
         folder = Path(out) if out else self.discovered_folder(teacher)
         return discover(
@@ -239,6 +242,12 @@ class Run:
         }
 
     # Parts ------------------------------------------------------------------------------------------------------------
+
+    def _labels_told(self, network: str) -> dict:
+        """Setting, seed and hash of the labels, and how many of each task this network was shown."""
+        shown = self.labels_of(network)[0]
+        counts = {task.name: sum(task.name in shown.annotated(index) for index in range(len(shown))) for task in shown.tasks}
+        return read_json(self.folder / "labels.json") | {"counts": counts}
 
     @property
     def _device(self) -> str:
@@ -377,10 +386,3 @@ def markdown(run: Run) -> str:
     ]
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
-
-
-def write_summary(run: Run) -> Path:
-    """`summary.md`, the closing table as a file."""
-    path = run.folder / "summary.md"
-    write_text(path, markdown(run))
-    return path

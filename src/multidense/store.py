@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from multidense.data.reader import Reader, Wrapped
@@ -55,6 +55,7 @@ class Discovered:
             "mode": self.manifest["mode"],
             "thresholds": self.thresholds,
             "features": self.manifest["features"],
+            "feature_stride": self.manifest["feature_stride"],
         }
 
     def attach(self, reader: Reader) -> Reader:
@@ -66,8 +67,8 @@ class Discovered:
         if self.manifest["mode"] == "offline":
             return batch
         outputs = seen_by(self.teacher.to(batch.clean.device), batch.clean)
-        discovered, features = {}, {}
-        for task in self.teacher.tasks:
+        discovered, features = dict(batch.discovered), {}
+        for task in (task for task in self.teacher.tasks if task.name in batch.discovered):
             value, confidence = found_by(task, outputs)
             # What lies outside the image after augmentation is not valid: `attach` marked the inside.
             valid = (confidence > self.thresholds[task.name]) & batch.discovered[task.name].valid
@@ -90,7 +91,7 @@ class Discovered:
     def features(self, image_id: str) -> dict[str, FeatureTarget]:
         """The stored task features of one image by task; empty where none were stored."""
         path = self.folder / "features" / f"{image_id}.safetensors"
-        if not path.exists():
+        if not self.manifest["features"] or not path.exists():
             return {}
         stored = load_file(path)
         stride = self.manifest["feature_stride"]
@@ -111,7 +112,8 @@ class _Attached(Wrapped):
     def load(self, index: int, tasks: Iterable[str]) -> Sample:
         sample = self.reader.load(index, tasks)
         size = tuple(sample.image.shape[-2:])
-        missing = [task for task in self.found.tasks if task.name not in self.annotated(index)]
+        known = {task.name for task in self.tasks}
+        missing = [task for task in self.found.tasks if task.name in known - self.annotated(index)]
         if self.found.manifest["mode"] == "online":
             everywhere = torch.ones(1, *size, dtype=torch.bool)
             inside = {task.name: Target(task.fill(size).contiguous(), everywhere) for task in missing}
@@ -126,7 +128,7 @@ class _Attached(Wrapped):
         return replace(
             sample,
             discovered={name: label for name, label in labels.items() if label is not None},
-            features=self.found.features(sample.id) if self.found.manifest["features"] else {},
+            features={name: saved for name, saved in self.found.features(sample.id).items() if name in known},
         )
 
 
@@ -163,4 +165,4 @@ def write_features(path: Path, outputs: Outputs, row: int, stride: int) -> None:
         tensors[f"{name}.confidence"] = pool(trust, stride)[0].half().cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as beside:
-        save_file(tensors, beside)
+        beside.write_bytes(save(tensors))

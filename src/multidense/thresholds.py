@@ -8,7 +8,7 @@ shown
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,7 +37,9 @@ class Threshold:
         """From "rule number"; a bare number is a fixed threshold."""
         if isinstance(text, Threshold):
             return text
-        rule, _, number = f"fixed {text}".rpartition(" ") if isinstance(text, int | float) else text.partition(" ")
+        rule, found, number = str(text).strip().partition(" ")
+        if not found:
+            rule, number = "fixed", rule
         try:
             value = float(number)
         except ValueError:
@@ -52,11 +54,13 @@ class Threshold:
         return f"{self.rule} {self.number:g}"
 
 
-def rules_for(tasks: list[str], given: str | float | Mapping[str, str | float]) -> dict[str, Threshold]:
-    """One rule per task, from one for all or a mapping with an optional "default"."""
+def rules_for(
+    tasks: list[str], given: str | float | Mapping[str, str | float], others: Sequence[str] = ()
+) -> dict[str, Threshold]:
+    """One rule per task, from one for all or a mapping with an optional "default"; it may also speak of `others`."""
     if not isinstance(given, Mapping):
         return {task: Threshold.parse(given) for task in tasks}
-    unknown = sorted(set(given) - set(tasks) - {"default"})
+    unknown = sorted(set(given) - {*tasks, *others, "default"})
     if unknown:
         raise MultidenseError(
             f"threshold: unknown task {unknown[0]!r}{nearest(unknown[0], tasks)}; expected {', '.join([*tasks, 'default'])}"
@@ -76,7 +80,7 @@ class Confidences:
 
     def add(self, confidence: Float[Tensor, "*b 1 h w"], of: Bool[Tensor, "*b 1 h w"], right: Tensor | None = None) -> None:
         """Count the pixels `of`, and those of them that were `right`."""
-        level = (confidence[of].double() * BINS).long().clamp(0, BINS - 1).cpu()
+        level = (confidence[of].cpu().double() * BINS).long().clamp(0, BINS - 1)
         self.counts += torch.bincount(level, minlength=BINS)
         if right is not None:
             self.right += torch.bincount(level[right[of].cpu()], minlength=BINS)

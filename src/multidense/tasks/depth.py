@@ -47,6 +47,11 @@ class Depth(ContinuousTask):
     def __post_init__(self):
         if self.bins is not None and self.bins < 2:
             raise ValueError(f"Depth: bins must be at least 2, or None to regress, found {self.bins}")
+        for name in ("low", "high", "file_scale", "close"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise ValueError(f"Depth: {name} must be positive, found {getattr(self, name)}")
+        if self.low and self.high and not self.low < self.high:
+            raise ValueError(f"Depth: low must lie below high, found {self.low} and {self.high}")
 
     @property
     def codebook_size(self) -> int:

@@ -38,7 +38,6 @@ class Normals(ContinuousTask):
 
     name: ClassVar[str] = "normals"
     value_channels: ClassVar[int] = 3
-    interpolation: ClassVar[str] = "nearest"
 
     centers: int | None = None
     spread: Literal["fitted", "hemisphere", "sphere"] = field(default="fitted", kw_only=True)
