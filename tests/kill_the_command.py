@@ -1,4 +1,4 @@
-"""Kill `multidense run` itself, and its children with it, at random moments; run it again each time; compare with one left alone.
+"""Kill `multidense run` itself, children and all, at random moments; run it again each time; compare with one left alone.
 
     python tests/kill_the_command.py 10 FOLDER [SEED]
 
