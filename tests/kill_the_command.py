@@ -62,8 +62,9 @@ def main(kills: int, folder: Path, seed: int) -> None:
         wait = rng.uniform(0.1, 0.9) * whole
         try:
             process.wait(wait)
+            compare(folder / "whole", folder / "cut")
             print(f"finished before kill {made + 1}; begun anew", flush=True)
-            (folder / "cut").rename(folder / f"done-{made}")
+            (folder / "cut").rename(folder / f"done-{time.time_ns()}")
             continue
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
@@ -75,10 +76,16 @@ def main(kills: int, folder: Path, seed: int) -> None:
             )
     last = start(recipe, folder / "cut")
     assert last.wait() == 0, last.stderr.read()
-    whole_run, cut_run = left_by(folder / "whole"), left_by(folder / "cut")
-    different = sorted(name for name in whole_run | cut_run if whole_run.get(name) != cut_run.get(name))
-    print(f"{len(whole_run)} things compared;", f"DIFFERENT: {different}" if different else "the same", flush=True)
-    sys.exit(bool(different))
+    compare(folder / "whole", folder / "cut")
+
+
+def compare(whole: Path, cut: Path) -> None:
+    """Say whether both runs left the same, and end here where they did not."""
+    ours, theirs = left_by(cut), left_by(whole)
+    different = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+    print(f"{len(theirs)} things compared;", f"DIFFERENT: {different}" if different else "the same", flush=True)
+    if different:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

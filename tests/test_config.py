@@ -87,6 +87,20 @@ def test_a_bare_number_is_a_fixed_threshold():
     assert rooms("--discovery.threshold.default", "0.9").discovery.threshold["default"] == "0.9"
 
 
+def test_settings_of_a_task_add_to_those_of_the_file():
+    recipe = rooms("--tasks.depth.low", "0.5", "--tasks.depth.high=9", "--tasks.semseg.weight", "2")
+    assert recipe.tasks["depth"] == {"bins": 30, "low": 0.5, "high": 9}
+    assert recipe.tasks["semseg"] == {"classes": 13, "weight": 2}
+    with pytest.raises(MultidenseError, match="did you mean 'bins'"):
+        rooms("--tasks.depth.bin", "40")
+
+
+def test_one_threshold_for_all_tasks_needs_no_name(tmp_path):
+    text = recipe_path("rooms").read_text(encoding="utf-8").replace("{default: share 0.6}", "share 0.5")
+    (tmp_path / "mine.yaml").write_text(text, encoding="utf-8")
+    assert load_recipe(tmp_path / "mine.yaml").discovery.threshold == {"default": "share 0.5"}
+
+
 def test_a_recipe_that_is_not_there_is_named_with_the_nearest():
     with pytest.raises(MultidenseError, match="no recipe 'room' \\(did you mean 'rooms'\\?\\)"):
         recipe_path("room")

@@ -84,7 +84,7 @@ def test_a_full_run_tells_every_section(run):
     for section in ("labels", "scores", "pictures", "discovered", "curves", "cost", "provenance"):
         assert f'<section id="{section}">' in html
         assert f'href="#{section}"' in html
-    assert "multidense run rooms" in html
+    assert "recipe.yaml --out ANOTHER" in html
     assert 'class="quiet"' not in html
 
 

@@ -209,6 +209,20 @@ def test_labels_from_a_file_of_ones_own(recipe, tmp_path):
     assert work.train.annotated(1) == {"semseg"}
 
 
+def test_a_first_mistake_does_not_bind_the_folder(recipe, tmp_path):
+    wrong = load_recipe(recipe, ["--tasks.depth.low", "50", "--labels.seed", "3"])
+    (tmp_path / "mtl").mkdir()
+    (tmp_path / "mtl" / "training.json").write_text("{}")
+    assert Run(wrong, tmp_path).train.assignment.seed == 3
+    assert Run(load_recipe(recipe), tmp_path).train.assignment.seed == 0
+
+
+def test_a_run_given_as_a_model_is_told_from_its_networks(done, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", str(tmp_path), "--model", str(done[0]), "--out", str(tmp_path)])
+    assert "is a whole run: name one of its networks" in str(stop.value)
+
+
 def test_an_unwritable_folder_is_named(recipe, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit) as stop:

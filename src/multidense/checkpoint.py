@@ -162,7 +162,8 @@ def held(folder: Path) -> Iterator[None]:
 
 def finished(folder: Path, request: dict, resume: bool) -> bool:
     """Whether this training is done already; an error where the folder holds another one, or one that was not to be resumed."""
-    if not (folder / "training.json").exists():
+    begun = (folder / "model").exists() or (folder / State.file).exists()
+    if not begun or not (folder / "training.json").exists():
         return False
     before = read_json(folder / "training.json")
     different = list(differences(before, plain(request)))
@@ -171,7 +172,7 @@ def finished(folder: Path, request: dict, resume: bool) -> bool:
             f"{folder} holds a training with other settings: {'; '.join(different[:4])}"
             f"{f' and {len(different) - 4} more' if len(different) > 4 else ''}. Choose another folder, or delete this one"
         )
-    if not resume and ((folder / "model").exists() or (folder / State.file).exists()):
+    if not resume:
         raise MultidenseError(f"{folder} holds this training already: resume it, choose another folder, or delete this one")
     return (folder / "model").exists()
 

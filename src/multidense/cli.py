@@ -105,6 +105,8 @@ def discover(arguments: list[str]) -> None:
     overrides = (
         {"threshold": {name if found else "default": rule if found else name for name, found, rule in rules}} if rules else {}
     )
+    if options.out:  # whoever names a folder wants files in it
+        overrides["mode"] = "offline"
     found = work.discover(network, reporter(), out=Path(options.out) if options.out else None, **overrides)
     for name, entry in found.manifest["tasks"].items():
         print(
@@ -155,7 +157,11 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--out", help="the page (default: RUN/report.html)")
     options = parser.parse_args(arguments)
     from multidense.report import write_report
+    from multidense.types import MultidenseError
 
+    for folder in options.runs:
+        if not (Path(folder) / "run.json").exists():
+            raise MultidenseError(f"{folder} holds no finished run: there is no run.json in it")
     print(write_report([Path(folder) for folder in options.runs], Path(options.out) if options.out else None))
 
 
@@ -177,7 +183,7 @@ def data_label(arguments: list[str]) -> None:
     """write a label assignment: a readable CSV that says which images are labelled for which tasks"""
     parser = _parser("data label", data_label)
     _add_data(parser)
-    parser.add_argument("--setting", default="one-label", choices=("full", "one-label", "random-labels", "few-shot"))
+    parser.add_argument("--setting", default="full", choices=("full", "one-label", "random-labels", "few-shot"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--task", help="of few-shot: the task that keeps few labels")
     parser.add_argument("--k", type=int, default=10, help="of few-shot: how many (default: 10)")
@@ -207,7 +213,12 @@ def data_show(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from multidense.data.subset import evenly
     from multidense.evaluation import contact_sheet
+    from multidense.types import MultidenseError
 
+    if options.count < 1:
+        raise MultidenseError(f"--count must be at least 1, found {options.count}")
+    if Path(options.out).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise MultidenseError(f"--out should end in .png, .jpg or .webp, found {options.out}")
     reader = _reader(options)
     contact_sheet(reader, evenly(len(reader), options.count), Path(options.out))
     print(f"{options.out}: image, {', '.join(task.name for task in reader.tasks)}")
@@ -263,7 +274,7 @@ def _recipe_and_folder(command: str, arguments: list[str]):
         sys.exit(0 if options.help else 2)
     if arguments[0].startswith("--") and options.recipe not in arguments[:1] and overrides:
         raise MultidenseError(
-            f"the recipe comes first, its settings after it: multidense {command} RECIPE {' '.join(overrides)} …"
+            f"the recipe comes first, its settings after it: multidense {command} RECIPE --some.setting VALUE …"
         )
     recipe = load_recipe(recipe_path(options.recipe), overrides)
     return recipe, Path(options.out or f"runs/{recipe.name}")
@@ -288,17 +299,21 @@ def _reader(options: argparse.Namespace):
     from multidense.data import Folder, Rooms
     from multidense.run import Run, reader_of
     from multidense.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
+    from multidense.types import MultidenseError
 
     size = tuple(options.size) if options.size else None
     if options.data == "rooms":
         tasks = [SemanticSegmentation(13), HumanParts(7), Depth(), Normals(), Edges(), Saliency()]
         return Rooms(tasks, options.split, size=size or (96, 128), length=200)
     if (Path(options.data) / "recipe.yaml").exists():
+        if size or options.root:
+            raise MultidenseError("a run has its own size and root: leave out --size and --root, or name its recipe.yaml")
         work = Run.open(Path(options.data))
         return work.everything if options.split == "train" else work.val
     if is_recipe(Path(options.data)):
         recipe = load_recipe(Path(options.data))
-        return reader_of(replace(recipe, data=replace(recipe.data, root=options.root or recipe.data.root)), options.split)
+        changed = {"root": options.root or recipe.data.root, "size": size or recipe.data.size}
+        return reader_of(replace(recipe, data=replace(recipe.data, **changed)), options.split)
     return Folder(options.data, options.split, size=size, root=options.root)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.resources import files
@@ -75,17 +76,21 @@ class Discovery:
 
     Args:
         mode: "offline" saves maps and features; "online" runs the frozen network beside the student.
-        threshold: which pixels to trust, per task or under "default": "fixed T", "share S" or "precision P".
+        threshold: which pixels to trust, for all tasks, or per task and under "default": "fixed T", "share S" or "precision P".
         features: whether features are found too, for feature supervision.
         feature_stride: how much coarser than the network's own the saved features are.
         calibration: share of the labels that stage 1 does not see; the rule "precision" is measured on them.
     """
 
     mode: Literal["offline", "online"] = "offline"
-    threshold: dict[str, str | float] = field(default_factory=lambda: {"default": "share 0.6"})
+    threshold: dict[str, str | float] | str | float = field(default_factory=lambda: {"default": "share 0.6"})
     features: bool = True
     feature_stride: int = 4
     calibration: float = 0.1
+
+    def __post_init__(self):
+        if not isinstance(self.threshold, dict):
+            object.__setattr__(self, "threshold", {"default": self.threshold})
 
 
 @dataclass(frozen=True)
@@ -255,9 +260,13 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
     try:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise MultidenseError(f"{path} cannot be read as YAML: {str(error).splitlines()[0]}") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}," if mark else str(path)
+        what = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise MultidenseError(f"{where} cannot be read as YAML: {what}") from error
     if not isinstance(given, dict):
         raise MultidenseError(f"{path}: expected settings such as 'name: …', found {type(given).__name__}")
+    given, overrides = _with_task_settings(given, list(overrides))
     _check_keys(given, Recipe, str(path), "")
     parser = ArgumentParser(exit_on_error=False, prog="multidense run")
     parser.add_class_arguments(Recipe)
@@ -266,7 +275,7 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
         settings = parser.parse_object(given)
         if overrides:
             where = "the command line"
-            settings = parser.parse_args(list(overrides), namespace=settings)
+            settings = parser.parse_args(overrides, namespace=settings)
         recipe = Recipe(**vars(parser.instantiate(settings)))
         _check_networks(recipe)
         recipe = replace(
@@ -307,6 +316,23 @@ def _task(name: str, settings: dict[str, Any]) -> Task:
             raise MultidenseError(f"tasks.{name}: {_readable(str(error))}") from error
         settings = {key: value for key, value in settings.items() if key != "codebook"}
     return from_spec({"task": name, **settings})
+
+
+def _with_task_settings(given: dict, overrides: list[str]) -> tuple[dict, list[str]]:
+    """The file's settings with those of single tasks (`--tasks.depth.bins 40`) put in, and the overrides that are left.
+
+    Tasks are free mappings, which the parser would replace as a whole.
+    """
+    given, left = copy.deepcopy(given), []
+    while overrides:
+        option, found, value = overrides.pop(0).partition("=")
+        parts = option.split(".")
+        if parts[0] == "--tasks" and len(parts) == 3 and isinstance(given.get("tasks"), dict):
+            value = value if found or not overrides else overrides.pop(0)
+            given["tasks"][parts[1]] = (given["tasks"].get(parts[1]) or {}) | {parts[2]: yaml.safe_load(value)}
+        else:
+            left.append(option + found + value)
+    return given, left
 
 
 def _check_keys(given: dict, kind: type, file: str, path: str) -> None:
@@ -369,6 +395,8 @@ def _meant(message: str, parser) -> str:
 
 def _readable(message: str) -> str:
     """The lines of a parser's error that say something."""
+    if 'Parser key "data.size"' in message:
+        return "data.size should be [HEIGHT, WIDTH], for instance [48, 64]"
     lines = [line.strip() for line in message.splitlines() if line.strip() and not line.startswith("usage:")]
     return " ".join(lines)
 

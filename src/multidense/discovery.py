@@ -73,7 +73,10 @@ def discover(
         raise MultidenseError(f"feature_stride must be at least 1, found {feature_stride}")
     rules = rules_for(names, threshold, others=[task.name for task in data.tasks])
     if calibration is None and any(rule.rule == "precision" for rule in rules.values()):
-        raise MultidenseError("the rule 'precision' needs calibration labels that stage 1 was not shown: pass calibration=")
+        raise MultidenseError(
+            "the rule 'precision' needs calibration labels that stage 1 was not shown: in a recipe, give the rule under "
+            "discovery.threshold before stage 1 is trained; in the library, pass calibration="
+        )
 
     folder = Path(tempfile.mkdtemp(prefix="multidense-") if out is None else out)
     request = {

@@ -40,6 +40,11 @@ class Objective:
     discovered: float = 1.0
     features: float = 1.0
 
+    def __post_init__(self):
+        for name in ("labelled", "discovered", "features"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name} must not be negative, found {getattr(self, name)}")
+
     def terms(self, tasks: Sequence[Task], outputs: Outputs, batch: Batch) -> Terms:
         """Every term that has a weight and, for this batch, something to say."""
         terms: dict[str, dict[str, Tensor]] = {"labelled": {t.name: _loss(t, outputs, batch.targets) for t in tasks}}

@@ -26,6 +26,9 @@ def predict_files(images: Sequence[str], model: Path, out: Path, size: tuple[int
     Images are brought to `size` (height, width), by default the training's where it is known (`training.json` stands beside the
     model), else left as they are; logits are brought back to the image's own size before they are decoded.
     """
+    if (model / "recipe.yaml").exists():
+        networks = ", ".join(str(place.parent) for place in sorted(model.glob("*/model")))
+        raise MultidenseError(f"{model} is a whole run: name one of its networks, {networks or 'once one is trained'}")
     place = model / "model" if (model / "model").is_dir() else model
     network = load_model(place).eval()
     size = size or _trained_at(place)
@@ -62,7 +65,7 @@ def _trained_at(model: Path) -> tuple[int, int] | None:
 
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
-        found = sorted(inner for inner in path.iterdir() if inner.suffix.lower() in SUFFIXES)
+        found = sorted(inner for inner in path.rglob("*") if inner.suffix.lower() in SUFFIXES)
         if not found:
             raise MultidenseError(f"{path} has no images in it; expected files ending in {', '.join(sorted(SUFFIXES))}")
         return found

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
@@ -45,7 +46,7 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, Path(folder)
         kept = self.folder / "recipe.yaml"
-        if kept.exists() and any(self.folder.glob("*/training.json")):
+        if kept.exists() and (any(self.folder.glob("*/model")) or any(self.folder.glob("*/checkpoint.pt"))):
             _same(asdict(load_recipe(kept)), asdict(recipe), self.folder)
         elif not kept.exists() or kept.read_text(encoding="utf-8") != recipe.to_yaml():
             if kept.exists():  # nothing was trained with the old one yet, and its assignment must not outlive it
@@ -88,6 +89,8 @@ class Run:
             chosen.assignment.to_csv(kept)
         chosen = partial.from_csv(reader, kept)
         counts, full = chosen.assignment.counts(), partial.full(reader).assignment.counts()
+        for task in (task for task, count in full.items() if not count):
+            raise MultidenseError(f"no training image has a label for '{task}': look at its files, or leave the task out")
         told = {"setting": labels.setting, "seed": labels.seed, "hash": chosen.assignment.hash, "images": len(reader)}
         write_json(self.folder / "labels.json", told | {"file": labels.file, "counts": counts, "full": full})
         return chosen
@@ -192,6 +195,9 @@ class Run:
         """
         networks = self.recipe.networks
         _ = self.train  # the assignment is settled before several processes want it
+        both = sorted(set(self.everything.ids) & set(self.val.ids))
+        if both:
+            warnings.warn(f"{len(both)} images are both trained and validated on, such as {', '.join(both[:3])}", stacklevel=2)
         self._render_once()
         self._train_side_by_side([name for name in networks if not networks[name].teacher], reporter)
         for teacher in self.teachers:

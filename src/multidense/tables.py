@@ -220,7 +220,7 @@ def markdown(page: Mapping) -> str:
     pieces += ["## Discovered labels", *notes.get("discovered", [])] if page["discovered"] or "discovered" in notes else []
     pieces += [piece for run, table in page["discovered"] for piece in (run.label, table)]
     pieces += ["## Cost", page["cost"], *page["time_with_teacher"], "## Provenance", page["provenance"]]
-    pieces += [f"Reproduce: `multidense run {recipe}`" for recipe in dict.fromkeys(run.recipe for run in page["runs"])]
+    pieces += [f"Reproduce: `multidense run {run.label}/recipe.yaml --out ANOTHER`" for run in page["runs"]]
     return "\n\n".join(_markdown_table(piece) if isinstance(piece, Table) else _markdown_text(piece) for piece in pieces) + "\n"
 
 
