@@ -24,7 +24,7 @@ LAYERS = {
     "learning": "objective balancing regularizers thresholds",
     "running": "train checkpoint store discovery evaluation predict",
     "telling": "results report curves tables",
-    "surface": "config run cli recipes __init__ __main__",
+    "surface": "config recipe run cli recipes __init__ __main__",
 }
 MAY_IMPORT = {
     "ground": {"ground"},

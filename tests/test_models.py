@@ -36,8 +36,8 @@ def image():
 @pytest.mark.parametrize(
     ("backbone", "decoder", "message"),
     [
-        ("segnett", "hitts", "unknown backbone 'segnett'; did you mean 'segnet'.*There are: segnet"),
-        ("segnet", "hits", "unknown decoder 'hits'; did you mean 'hitts'.*There are: shared, hitts"),
+        ("segnett", "hitts", "unknown backbone 'segnett' .did you mean 'segnet'.*There are: segnet"),
+        ("segnet", "hits", "unknown decoder 'hits' .did you mean 'hitts'.*There are: shared, hitts"),
     ],
 )
 def test_an_unknown_name_is_answered_with_the_nearest_and_all(backbone, decoder, message):

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from multidense.files import read_json, write_text, written_aside
+from multidense.files import plain, read_json, write_text, written_aside
 from multidense.models.multitask import MultiTask
 from multidense.objective import Terms
 from multidense.types import MultidenseError
@@ -175,13 +175,6 @@ def finished(folder: Path, request: dict, resume: bool) -> bool:
     if not resume:
         raise MultidenseError(f"{folder} holds this training already: resume it, choose another folder, or delete this one")
     return (folder / "model").exists()
-
-
-def plain(data):
-    """As JSON gives it back: tuples are lists."""
-    if isinstance(data, dict):
-        return {str(key): plain(value) for key, value in data.items()}
-    return [plain(value) for value in data] if isinstance(data, list | tuple) else data
 
 
 def differences(before, now, path: str = "") -> Iterator[str]:

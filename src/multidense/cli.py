@@ -194,11 +194,7 @@ def data_label(arguments: list[str]) -> None:
     from multidense.data import partial
 
     reader = _reader(options)
-    if options.setting == "few-shot":
-        chosen = partial.few_shot(reader, options.task, options.k, seed=options.seed)
-    else:
-        schemes = {"full": partial.full, "one-label": partial.one_label, "random-labels": partial.random_labels}
-        chosen = schemes[options.setting](reader, seed=options.seed)
+    chosen = partial.by_setting(reader, options.setting, options.seed, options.task, options.k)
     chosen.assignment.to_csv(Path(options.out))
     counts = ", ".join(f"{count} {name}" for name, count in chosen.assignment.counts().items())
     print(f"{options.out}: {len(reader)} images; labelled: {counts}; hash {chosen.assignment.hash}")

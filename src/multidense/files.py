@@ -66,3 +66,10 @@ def fingerprint(path: Path) -> str:
         for block in iter(lambda: file.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def plain(data: object) -> object:
+    """Nested settings as JSON and YAML give them back: mappings with text keys, and lists for tuples."""
+    if isinstance(data, dict):
+        return {str(key): plain(value) for key, value in data.items()}
+    return [plain(value) for value in data] if isinstance(data, list | tuple) else data

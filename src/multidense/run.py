@@ -22,13 +22,14 @@ import torch
 
 from multidense import evaluation
 from multidense.checkpoint import differences
-from multidense.config import Recipe, load_recipe
+from multidense.config import load_recipe
 from multidense.data import Folder, Reader, Rooms, partial
 from multidense.data.subset import Subset, Tasks, evenly
 from multidense.discovery import discover, judge
 from multidense.files import read_json, write_json
 from multidense.models.multitask import MultiTask, build_model, load_model
 from multidense.progress import Reporter, bars, silent
+from multidense.recipe import Recipe
 from multidense.report import write_report
 from multidense.results import Results, delta_mtl
 from multidense.store import Discovered
@@ -81,11 +82,8 @@ class Run:
         if not kept.exists():
             if labels.file:
                 chosen = partial.from_csv(reader, labels.file)
-            elif labels.setting == "few-shot":
-                chosen = partial.few_shot(reader, labels.task, labels.k, seed=labels.seed)
             else:
-                schemes = {"full": partial.full, "one-label": partial.one_label, "random-labels": partial.random_labels}
-                chosen = schemes[labels.setting](reader, seed=labels.seed)
+                chosen = partial.by_setting(reader, labels.setting, labels.seed, labels.task, labels.k)
             chosen.assignment.to_csv(kept)
         chosen = partial.from_csv(reader, kept)
         counts, full = chosen.assignment.counts(), partial.full(reader).assignment.counts()

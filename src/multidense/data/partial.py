@@ -192,6 +192,13 @@ def few_shot(reader: Reader, task: str, k: int = 10, seed: int = 0) -> Partial:
     return _partial(reader, table, f"few-shot {task} {k}", seed)
 
 
+def by_setting(reader: Reader, setting: str, seed: int = 0, task: str | None = None, k: int = 10) -> Partial:
+    """The label setting of that name; `task` and `k` are few-shot's."""
+    if setting == "few-shot":
+        return few_shot(reader, task, k, seed=seed)
+    return {"full": full, "one-label": one_label, "random-labels": random_labels}[setting](reader, seed=seed)
+
+
 def from_csv(reader: Reader, path: str | Path) -> Partial:
     """The labels that a table allows. It must list exactly the reader's ids; tasks the reader does not read are left out."""
     given = Assignment.from_csv(path)

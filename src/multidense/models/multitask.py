@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import hashlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from multidense.files import read_json, write_json, written_aside
 from multidense.models.backbones import BACKBONES
 from multidense.models.decoders import DECODERS
+from multidense.suggest import nearest
 from multidense.task import Task
 from multidense.tasks import from_spec
 from multidense.types import MultidenseError, Outputs
@@ -66,7 +66,7 @@ def build_model(
         if option not in for_backbone | for_decoder:
             valid = sorted(for_backbone | for_decoder)
             raise MultidenseError(
-                f"unknown option '{option}' of backbone '{backbone}' with decoder '{decoder}'{_nearest(option, valid)}. "
+                f"unknown option '{option}' of backbone '{backbone}' with decoder '{decoder}'{nearest(option, valid)}. "
                 f"Valid are: {', '.join(valid) or 'none'}."
             )
 
@@ -243,7 +243,7 @@ class Codebooks(nn.Module):
     def set(self, name: str, centres: Float[Tensor, "k c"]) -> None:
         if name not in self.names:
             raise MultidenseError(
-                f"'{name}' has no codebook to set{_nearest(name, self.names)}. Tasks that take one: {_listed(self.names)}."
+                f"'{name}' has no codebook to set{nearest(name, self.names)}. Tasks that take one: {_listed(self.names)}."
             )
         buffer, finite = self.get_buffer(name), bool(torch.isfinite(centres).all())
         if centres.shape != buffer.shape or not finite:
@@ -305,7 +305,7 @@ def weights_hash(model: nn.Module) -> str:
 
 def _chosen(kind: str, name: str, table: Mapping[str, type]) -> type:
     if name not in table:
-        raise MultidenseError(f"unknown {kind} {name!r}{_nearest(name, table)}. There are: {', '.join(table)}.")
+        raise MultidenseError(f"unknown {kind} {name!r}{nearest(name, table)}. There are: {', '.join(table)}.")
     return table[name]
 
 
@@ -358,8 +358,3 @@ def _listed(names: Collection[str], most: int = 8) -> str:
     names = [f"'{name}'" for name in names]
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return (", ".join(names[:most]) + more) or "none"
-
-
-def _nearest(name: str, names: Collection[str]) -> str:
-    close = difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.4)
-    return f"; did you mean '{close[0]}'?" if close else ""

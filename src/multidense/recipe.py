@@ -1,0 +1,244 @@
+"""Recipes: the typed settings of a whole run, each with its meaning, and what of them makes no sense."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from multidense.files import plain, write_text
+from multidense.models.backbones import BACKBONES
+from multidense.models.decoders import DECODERS
+from multidense.objective import Objective
+from multidense.suggest import nearest
+from multidense.task import Task
+from multidense.tasks import TASKS, from_spec
+from multidense.thresholds import rules_for
+from multidense.train import Training
+from multidense.types import MultidenseError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where images and labels come from.
+
+    Args:
+        reader: "rooms" renders its own; "folder" reads what a description says.
+        description: of the folder reader: a YAML file, relative to the recipe or to where the command is run.
+        root: where the described files lie, if not where the description says.
+        size: height and width that everything is resized to; left out, images keep theirs.
+        train: how many training images, evenly spread; left out, all (rooms: 400).
+        val: how many validation images, evenly spread; left out, all (rooms: 100).
+        seed: of the rooms.
+        cache: folder in which rendered rooms are kept.
+    """
+
+    reader: Literal["rooms", "folder"] = "rooms"
+    description: str | None = None
+    root: str | None = None
+    size: tuple[int, int] | None = None
+    train: int | None = None
+    val: int | None = None
+    seed: int = 0
+    cache: str | None = None
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Which labels training may use.
+
+    Args:
+        setting: "full" (all there are), "one-label" (one task an image), "random-labels" (1 … T − 1 tasks), "few-shot" (one
+            task keeps `k` images).
+        seed: of the assignment.
+        file: a label assignment (CSV) made before; it takes the place of the setting.
+        task: of "few-shot": the task that keeps few labels.
+        k: of "few-shot": how many.
+    """
+
+    setting: Literal["full", "one-label", "random-labels", "few-shot"] = "full"
+    seed: int = 0
+    file: str | None = None
+    task: str | None = None
+    k: int = 10
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """How labels are discovered.
+
+    Args:
+        mode: "offline" saves maps and features; "online" runs the frozen network beside the student.
+        threshold: which pixels to trust, for all tasks, or per task and under "default": "fixed T", "share S" or "precision P".
+        features: whether features are found too, for feature supervision.
+        feature_stride: how much coarser than the network's own the saved features are.
+        calibration: share of the labels that stage 1 does not see; the rule "precision" is measured on them.
+    """
+
+    mode: Literal["offline", "online"] = "offline"
+    threshold: dict[str, str | float] | str | float = field(default_factory=lambda: {"default": "share 0.6"})
+    features: bool = True
+    feature_stride: int = 4
+    calibration: float = 0.1
+
+    def __post_init__(self):
+        if not isinstance(self.threshold, dict):
+            object.__setattr__(self, "threshold", {"default": self.threshold})
+
+
+@dataclass(frozen=True)
+class Network:
+    """One network of a run.
+
+    Args:
+        decoder: name of the decoder.
+        title: what tables call it.
+        teacher: the network of this run whose discoveries it learns from.
+        tasks: names of its tasks; left out, all of the recipe's.
+        options: settings of backbone and decoder.
+        objective: weights of the loss terms, where they differ from the training's.
+    """
+
+    decoder: str = "hitts"
+    title: str | None = None
+    teacher: str | None = None
+    tasks: list[str] | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    objective: Objective | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole run: stage 1, discovery, stage 2, evaluation and report.
+
+    Args:
+        name: of the run; its folder is runs/NAME.
+        tasks: settings of each task by name.
+        networks: the networks to train, by name.
+        baseline: the network that `delta_mtl` compares with.
+        data: images and labels.
+        labels: which labels training may use.
+        backbone: name of the backbone of all networks.
+        width: of the backbone; 1 is full size.
+        training: how networks are trained.
+        discovery: how labels are discovered.
+        seed: of weights, order and augmentation; the label assignment has its own.
+        processes: how many networks train side by side.
+        pictures: how many images of each split the report shows.
+    """
+
+    name: str
+    tasks: dict[str, dict[str, Any]]
+    networks: dict[str, Network]
+    baseline: str | None = None
+    data: Data = field(default_factory=Data)
+    labels: Labels = field(default_factory=Labels)
+    backbone: str = "segnet"
+    width: float = 1.0
+    training: Training = field(default_factory=Training)
+    discovery: Discovery = field(default_factory=Discovery)
+    seed: int = 0
+    processes: int = 1
+    pictures: int = 4
+
+    def __post_init__(self):
+        self._known("backbone", self.backbone, BACKBONES)
+        for name in self.tasks:
+            self._known("tasks", name, TASKS)
+        for name, network in self.networks.items():
+            self._known(f"networks.{name}.decoder", network.decoder, DECODERS)
+            if not re.fullmatch(r"\w[\w.+-]*", name) or name.startswith("discovered") or name == "pictures":
+                raise MultidenseError(
+                    f"networks: {name!r} becomes a folder: begin with a letter or digit, use letters, digits, '.', '_', '+' "
+                    "and '-' only, and not 'discovered' or 'pictures'"
+                )
+            self._known(f"networks.{name}.teacher", network.teacher, self.networks)
+            if network.teacher and self.networks[network.teacher].teacher:
+                raise MultidenseError(
+                    f"networks.{name}: its teacher '{network.teacher}' is a student itself; two stages are supported"
+                )
+            for task in network.tasks or ():
+                self._known(f"networks.{name}.tasks", task, self.tasks)
+        self._known("baseline", self.baseline, self.networks)
+        self._known("labels.task", self.labels.task, self.tasks)
+        rules_for(list(self.tasks), self.discovery.threshold)
+        if self.labels.setting == "few-shot" and not (self.labels.task or self.labels.file):
+            raise MultidenseError("labels: the setting few-shot needs labels.task, the task that keeps few labels")
+        for key, value, least in (
+            ("processes", self.processes, 1),
+            ("pictures", self.pictures, 0),
+            ("seed", self.seed, 0),
+            ("labels.seed", self.labels.seed, 0),
+            ("labels.k", self.labels.k, 1),
+            ("data.seed", self.data.seed, 0),
+            ("discovery.feature_stride", self.discovery.feature_stride, 1),
+            *(("data.size", side, 32) for side in self.data.size or ()),
+        ):
+            if value < least:
+                raise MultidenseError(f"{key} must be at least {least}, found {value}")
+        if not self.width > 0:
+            raise MultidenseError(f"width must be positive, found {self.width}")
+        if not 0 < self.discovery.calibration < 1:
+            raise MultidenseError(f"discovery.calibration must lie between 0 and 1, found {self.discovery.calibration}")
+        for name in ("train", "val"):
+            if (getattr(self.data, name) or 1) < 1:
+                raise MultidenseError(f"data.{name} must be at least 1, found {getattr(self.data, name)}")
+        if self.data.reader == "folder" and not self.data.description:
+            raise MultidenseError("data: the folder reader needs data.description, a YAML file that says where things are")
+
+    @staticmethod
+    def _known(key: str, name: str | None, known) -> None:
+        if name is not None and name not in known:
+            raise MultidenseError(f"{key}: there is no {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+
+    def task_objects(self, network: str | None = None) -> tuple[Task, ...]:
+        """The tasks of the recipe, or of one of its networks."""
+        wanted = (self.networks[network].tasks if network else None) or list(self.tasks)
+        return tuple(_task(name, settings) for name, settings in self.tasks.items() if name in wanted)
+
+    def title(self, network: str) -> str:
+        """What tables call a network."""
+        return self.networks[network].title or network
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether stage 1 must leave labels for calibration."""
+        return any(str(rule).startswith("precision") for rule in self.discovery.threshold.values())
+
+    def to_yaml(self) -> str:
+        """The recipe with every setting, as YAML that gives the same recipe again."""
+        return yaml.safe_dump(plain(asdict(self)), sort_keys=False, allow_unicode=True, width=120)
+
+    def save(self, path: Path) -> None:
+        """Write `to_yaml`, whole or not at all."""
+        write_text(path, self.to_yaml())
+
+
+def _task(name: str, settings: dict[str, Any]) -> Task:
+    """A task from its name and settings, each of the right name and type."""
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    if name in TASKS:
+        parser.add_class_arguments(TASKS[name], skip={"codebook"})
+        known = [f.name for f in fields(TASKS[name])]
+        for key in settings or {}:
+            if key not in known:
+                raise MultidenseError(f"tasks.{name}: unknown key {key!r}{nearest(key, known)}; there are {', '.join(known)}")
+        try:
+            settings = vars(parser.instantiate(parser.parse_object(settings or {})))
+        except ArgumentError as error:
+            raise MultidenseError(f"tasks.{name}: {readable(str(error))}") from error
+        settings = {key: value for key, value in settings.items() if key != "codebook"}
+    return from_spec({"task": name, **settings})
+
+
+def readable(message: str) -> str:
+    """The lines of a parser's error that say something."""
+    if 'Parser key "data.size"' in message:
+        return "data.size should be [HEIGHT, WIDTH], for instance [48, 64]"
+    lines = [line.strip() for line in message.splitlines() if line.strip() and not line.startswith("usage:")]
+    return " ".join(lines)
