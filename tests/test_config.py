@@ -44,7 +44,7 @@ def test_the_command_line_overrides_the_file():
         ("width: 0.25", "width: wide", "width"),
         ("width: 0.25", "width: -1", "width must be positive"),
         ("baseline: mtl", "baseline: mlt", "baseline: there is no 'mlt' (did you mean 'mtl'?)"),
-        ("share 0.6", "shere 0.6", "threshold: expected 'fixed T', 'share S' or 'precision P'"),
+        ("share 0.6", "shere 0.6", "threshold: expected 'fixed T', 'share S', 'balanced S' or 'precision P'"),
         ("name: rooms", "name: [rooms", "cannot be read as YAML"),
         ("processes: 2", "processes: 0", "processes must be at least 1"),
         ("size: [48, 64]", "size: [48, 6]", "data.size must be at least 32"),

@@ -137,7 +137,7 @@ def test_a_batch_is_the_mean_of_its_images(outputs, batch):
     def alone(i):
         def cut(mapping):
             return {
-                name: replace(x, **{k: v[i : i + 1] for k, v in vars(x).items() if k != "stride"})
+                name: replace(x, **{k: v[i : i + 1] for k, v in vars(x).items() if isinstance(v, torch.Tensor)})
                 for name, x in mapping.items()
             }
 

@@ -64,8 +64,25 @@ def fake_run(path: Path, gains: tuple[float, float] = (6.1, 12.3), seed: int = 0
     found = {"threshold": 0.81, "rule": "share 0.6", "images": 134, "kept_share": 0.604, "precision": 0.83}
     found["classes"] = {"<i>": {"pixels": 1234, "kept": 0.7}, "floor": {"pixels": 0, "kept": None}}
     manifest = {"version": 1, "network": {"folder": "hitts", "hash": "77aa"}, "mode": "offline", "tasks": {"range": found}}
+    manifest["rules"] = {"range": "share 0.6"}
     write(path / "discovered/manifest.json", manifest)
+    write(path / "discovered/quality.json", {"range": quality()})
+    for folder in TITLES:
+        told = {
+            part: {"classes.mIoU": value, "range.absErr": None} for part, value in (("labelled", 55.5), ("unlabelled", 51.1))
+        }
+        write(path / folder / "training_images.json", told)
     return path
+
+
+def quality(precision: float | None = 0.8125) -> dict:
+    """What a judgement of one task holds."""
+    curve = [{"coverage": c, "precision": p, "threshold": t} for c, p, t in ((0.2, 0.95, 0.9), (0.6, 0.8, 0.5), (1, 0.706, 0))]
+    bins = [{"confidence": c, "accuracy": a, "share": 0.5} for c, a in ((0.25, 0.3), (0.75, 0.65))]
+    row = {"pixels": 300, "kept": 0.5, "precision": precision, "true_pixels": 100, "recall": None}
+    told = {"images": 134, "pixels": 400, "coverage": 0.599, "precision": precision, "accuracy": 0.706, "tolerance": 0.1}
+    told |= {"ece": 0.0765, "ece_by_share": 0.0772, "curve": curve, "reliability": bins, "reliability_by_share": bins}
+    return told | {"classes": {"<u>": row, "far": row | {"pixels": 100, "precision": None}}}
 
 
 @pytest.fixture
@@ -81,7 +98,7 @@ def test_a_full_run_tells_every_section(run):
     place = write_report([run])
     assert place == run / "report.html"
     html, _ = pages(place)
-    for section in ("labels", "scores", "pictures", "discovered", "curves", "cost", "provenance"):
+    for section in ("labels", "scores", "pictures", "discovered", "quality", "curves", "cost", "provenance"):
         assert f'<section id="{section}">' in html
         assert f'href="#{section}"' in html
     assert "recipe.yaml --out ANOTHER" in html
@@ -99,7 +116,7 @@ def test_the_verdict_and_what_discovery_was_worth_stand_first(run):
 def test_page_and_markdown_hold_the_same_numbers(run):
     html, text = pages(write_report([run]))
     scores = ("44.92", "+4.92", "0.4385", "−0.0615", "33.69", "+12.3")
-    for number in (*scores, "24.9 M", "250 ms", "60 min", "60.4", "83.0", "2 h 00 min"):
+    for number in (*scores, "24.9 M", "250 ms", "60 min", "60.4", "83.0", "2 h 00 min", "51.10", "−4.40"):
         assert number in html
         assert number in text
     assert "**44.92** (+4.92)" in text
@@ -173,9 +190,17 @@ def test_one_results_file_is_enough(tmp_path):
 
 @pytest.mark.parametrize(
     "name",
-    ["labels.json", "student/results.json", "student/history.csv", "discovered/manifest.json", "pictures/train/b/labels.json"],
+    [
+        "labels.json",
+        "student/results.json",
+        "student/history.csv",
+        "student/training_images.json",
+        "discovered/manifest.json",
+        "discovered/quality.json",
+        "pictures/train/b/labels.json",
+    ],
 )
-@pytest.mark.parametrize("text", ["{ broken", "[1]", '{"tasks": 3, "scores": 3, "counts": 3}'])
+@pytest.mark.parametrize("text", ["{ broken", "[1]", '{"tasks": 3, "scores": 3, "counts": 3, "labelled": 3}'])
 def test_a_broken_piece_is_named_and_the_rest_is_told(run, name, text):
     (run / name).write_text(text)
     html, _ = pages(write_report([run]))
@@ -186,6 +211,73 @@ def test_a_broken_piece_is_named_and_the_rest_is_told(run, name, text):
 def test_a_broken_picture_is_named(run):
     (run / "pictures/val/a__1/input.png").write_text("no picture")
     assert "a__1/input.png cannot be used" in pages(write_report([run]))[0]
+
+
+def quality_section(html: str) -> str:
+    start = html.index('<section id="quality">')
+    return html[start : html.index("</section>", start)]
+
+
+def test_the_quality_of_discovered_labels_is_told(run):
+    html, text = pages(write_report([run]))
+    section = quality_section(html)
+    for number in ("59.9", "81.2", "+10.7", "70.6", "7.7", "75.0", "50.0", "share 0.6", "&lt;u&gt;"):
+        assert number in section
+        assert number.replace("&gt;", ">") in text[text.index("## How good") :]
+    assert "| far | 25.0 | 50.0 | – | 50.0 | – |" in text
+    assert "HiTTs: 81.2 % precision at 59.9 % coverage, 70.6 % of everything" in section
+    assert "HiTTs: ECE 7.6 %" in section
+    assert "| range | 95.0 | 80.0 | 80.0 | 70.6 | 70.6 |" in text
+    assert section.count("HiTTs: labelled") == 1
+    assert "**" not in text[text.index("### Labelled and unlabelled") : text.index("## Cost")]
+
+
+def test_the_dot_of_a_precision_plot_stands_where_the_labels_were_kept(run):
+    section = quality_section(pages(write_report([run]))[0])
+    plot = section[section.index("<polyline") : section.index("</svg>")]
+    (x, y), *others = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', plot)
+    assert not others
+    left, right, top, bottom = 56, 348 - 14, 10, 200 - 28
+    assert float(x) == pytest.approx(left + 0.599 * (right - left), abs=0.1)
+    assert float(y) == pytest.approx(bottom - (0.8125 - 0.6) / 0.4 * (bottom - top), abs=0.1)  # the axis begins at 60 %
+    points = [tuple(map(float, point.split(","))) for point in re.search(r'points="([^"]+)"', plot)[1].split()]
+    assert [point[0] for point in points] == pytest.approx([left + c * (right - left) for c in (0.2, 0.6, 1)], abs=0.1)
+
+
+def test_a_run_without_judged_labels_has_no_such_section(run):
+    for path in [run / "discovered/quality.json", *run.glob("*/training_images.json")]:
+        path.unlink()
+    html, text = pages(write_report([run]))
+    for words in ('id="quality"', "#quality"):
+        assert words not in html
+    assert "How good" not in text
+
+
+def test_labels_of_which_none_was_kept_have_no_dot_and_no_precision(run):
+    write(run / "discovered/quality.json", {"range": quality(None) | {"coverage": 0.0}})
+    section = quality_section(pages(write_report([run]))[0])
+    assert "<circle" not in section[section.index("<polyline") : section.index("</svg>")]
+    assert "HiTTs: – % precision at 0.0 % coverage" in section
+
+
+def test_several_discoveries_share_their_plots(run):
+    write(run / "discovered-student/quality.json", {"range": quality(0.9), "classes": quality(0.7)})
+    manifest = json.loads((run / "discovered/manifest.json").read_text())
+    write(run / "discovered-student/manifest.json", manifest | {"rules": {"range": "balanced 0.6"}})
+    section = quality_section(pages(write_report([run]))[0])
+    for label in ("HiTTs, discovered", "HiTTs, discovered-student"):
+        assert f"<h3>{label}</h3>" in section
+    assert "balanced 0.6" in section
+    plots = re.findall(r"<figure class=.plot.>.*?</figure>", section, re.DOTALL)
+    assert len(plots) == 4
+    assert [len(re.findall("<g class=.c[12]", plot)) for plot in plots] == [2, 1, 2, 1]
+
+
+def test_two_runs_are_judged_under_their_names(tmp_path):
+    runs = [fake_run(tmp_path / "a", seed=0), fake_run(tmp_path / "b", seed=1)]
+    section = quality_section(pages(write_report(runs, tmp_path / "both.html"))[0])
+    assert "<h3>small-0 · HiTTs</h3>" in section
+    assert "small-1 · MTL baseline: unlabelled" in section
 
 
 def test_scores_that_are_not_numbers_leave_no_delta(run):

@@ -47,7 +47,7 @@ def test_a_rule_is_read_and_written(text, rule, number):
     "text", ["fixed", "fixed high", "share 1.2", "share -0.1", "top 0.5", "", "share nan", 1.5, "fixed 0.5 0.6"]
 )
 def test_what_is_no_rule_is_refused_with_those_there_are(text):
-    with pytest.raises(MultidenseError, match="expected 'fixed T', 'share S' or 'precision P' with a number in 0 … 1, found"):
+    with pytest.raises(MultidenseError, match="expected 'fixed T', 'share S', 'balanced S' or 'precision P' with a number in 0 … 1, found"):
         Threshold.parse(text)
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 import yaml
 
-from multidense.models.multitask import build_model
+from multidense.models.multitask import MultiTask, build_model
 from multidense.objective import Objective
-from multidense.recipe import Network, Recipe, readable
+from multidense.recipe import Discovery, Network, Recipe, readable
 from multidense.suggest import nearest
 from multidense.thresholds import rules_for
 from multidense.types import MultidenseError
@@ -134,11 +134,19 @@ def _check_keys(given: dict, kind: type, file: str, path: str) -> None:
 
 def _check_networks(recipe: Recipe) -> None:
     """Build every network without memory, and look whether teachers can teach: mistakes show before anything is trained."""
+    built: dict[str, MultiTask] = {}
     for name, network in recipe.networks.items():
-        with torch.device("meta"):
-            model = build_model(recipe.backbone, network.decoder, recipe.task_objects(name), recipe.width, **network.options)
-        if name in {other.teacher for other in recipe.networks.values()}:
-            rules_for(list(model.task_names), recipe.discovery.threshold, others=list(recipe.tasks))
+        kind = repr((network.decoder, network.tasks, network.options))
+        if kind not in built:
+            with torch.device("meta"):
+                built[kind] = build_model(
+                    recipe.backbone, network.decoder, recipe.task_objects(name), recipe.width, **network.options
+                )
+        model = built[kind]
+        students = [other for other in recipe.networks.values() if name in other.teachers]
+        for student in students:
+            rules_for(list(model.task_names), recipe.discovery_of(student).threshold, others=list(recipe.tasks))
+        if students:
             unsure = [task.name for task in model.tasks if not task.has_confidence]
             if unsure:
                 raise MultidenseError(
@@ -152,7 +160,7 @@ def _section(kind: type, key: str) -> type | None:
     factory = next(f.default_factory for f in fields(kind) if f.name == key)
     if isinstance(factory, type) and is_dataclass(factory):
         return factory
-    return Objective if (kind, key) == (Network, "objective") else None
+    return {(Network, "objective"): Objective, (Network, "discovery"): Discovery}.get((kind, key))
 
 
 def _found(name: str | None, recipe: Path) -> str | None:

@@ -1,10 +1,10 @@
-"""Learning curves: history files to small plots, as plain geometry that the report's page draws."""
+"""Small plots as plain geometry that the report's page draws: learning curves from history files, shares against shares."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,26 +16,38 @@ History = Mapping[str, Sequence[tuple[float, float]]]
 """Column name to its (epoch, value) pairs."""
 
 
+Course = tuple[str, int, int, Sequence[tuple[float, float]]]
+"""A line to be drawn: its title, colour and dash, and its points in the units of the axes."""
+
+
 @dataclass(frozen=True)
 class Line:
-    """One training's course: `points` in the form SVG reads, `end` the last point, `said` what a pointer is told."""
+    """One course: `points` in the form SVG reads, `dots` the points that are marked, `said` what a pointer is told.
+
+    The colour None is that of a line to compare with.
+    """
 
     title: str
-    colour: int
+    colour: int | None
     dash: int
     points: str
-    end: tuple[float, float]
+    dots: Sequence[tuple[float, float]]
     said: str
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One column of the histories, a line a training; ticks are (position, text)."""
+    """A few courses over the same axes; ticks are (position, text). `over` is said of the axis across; `bottom` and `side` are
+    the names written beside the axes.
+    """
 
     title: str
     lines: Sequence[Line]
     across: Sequence[tuple[float, str]]
     up: Sequence[tuple[float, str]]
+    over: str = "epochs"
+    bottom: str = ""
+    side: str = ""
 
 
 def read_history(path: Path) -> dict[str, list[tuple[float, float]]]:
@@ -77,24 +89,50 @@ def nice_ticks(low: float, high: float, most: int) -> list[float]:
     return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
-def _plot(title: str, courses: Sequence[tuple[str, int, int, Sequence[tuple[float, float]]]]) -> Plot:
+def share_plot(
+    title: str,
+    courses: Sequence[Course],
+    marked: Sequence[Sequence[tuple[float, float]]],
+    said: Sequence[str],
+    names: tuple[str, str],
+    lowest: float = 0.0,
+    diagonal: str = "",
+) -> Plot:
+    """Shares (0 … 1, written in per cent) against shares, from 0 across and from `lowest` up.
+
+    `marked` and `said` are the dots and the words of each course, `names` those of the axes (across, up), `diagonal` what a
+    line of equal shares means; without it none is drawn.
+    """
+    across, up = _scales(0, 1, lowest, 1)
+
+    def line(name: str, colour: int | None, dash: int, pairs: Sequence, dots: Sequence, words: str) -> Line:
+        places = [(across(x), up(y)) for x, y in pairs]
+        return Line(name, colour, dash, _svg(places), [(across(x), up(y)) for x, y in dots], words)
+
+    lines = [line(diagonal, None, 1, [(lowest, lowest), (1, 1)], [], diagonal)] if diagonal else []
+    lines += [line(*course, dots, words) for course, dots, words in zip(courses, marked, said, strict=True)]
+    return Plot(
+        title,
+        lines,
+        [(across(tick), f"{100 * tick:.4g}") for tick in nice_ticks(0, 1, 5)],
+        [(up(tick), f"{100 * tick:.4g}") for tick in nice_ticks(lowest, 1, 5)],
+        names[0],
+        *(f"{name}, %" for name in names),
+    )
+
+
+def _plot(title: str, courses: Sequence[Course]) -> Plot:
     epochs = [epoch for *_, pairs in courses for epoch, _ in pairs]
     values = [value for *_, pairs in courses for _, value in pairs]
     first, last = min(epochs), max(max(epochs), min(epochs) + 1)
     room = 0.06 * (max(values) - min(values)) or 0.1 * abs(max(values)) or 1.0
     low, high = min(values) - room, max(values) + room
-
-    def across(epoch: float) -> float:
-        return round(LEFT + (WIDTH - LEFT - RIGHT) * (epoch - first) / (last - first), 1)
-
-    def up(value: float) -> float:
-        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low), 1)
-
+    across, up = _scales(first, last, low, high)
     lines = []
     for name, colour, dash, pairs in courses:
         places = [(across(epoch), up(value)) for epoch, value in pairs]
         said = f"{name}: {pairs[-1][1]:.4g} at epoch {pairs[-1][0]:g}"
-        lines.append(Line(name, colour, dash, " ".join(f"{x},{y}" for x, y in places), places[-1], said))
+        lines.append(Line(name, colour, dash, _svg(places), places[-1:], said))
     epoch_ticks = [tick for tick in nice_ticks(first, last, 5) if tick == round(tick)]
     return Plot(
         title,
@@ -102,6 +140,22 @@ def _plot(title: str, courses: Sequence[tuple[str, int, int, Sequence[tuple[floa
         [(across(tick), f"{tick:g}") for tick in epoch_ticks],
         [(up(tick), f"{tick:.4g}") for tick in nice_ticks(low, high, 5)],
     )
+
+
+def _scales(first: float, last: float, low: float, high: float) -> tuple[Callable[[float], float], Callable[[float], float]]:
+    """From values to places in the frame: across, and up."""
+
+    def across(value: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * (value - first) / (last - first), 1)
+
+    def up(value: float) -> float:
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (high - low), 1)
+
+    return across, up
+
+
+def _svg(places: Sequence[tuple[float, float]]) -> str:
+    return " ".join(f"{x},{y}" for x, y in places)
 
 
 def _finite(cell: object) -> float | None:

@@ -26,7 +26,7 @@ from multidense.files import read_json, write_json, written_aside
 from multidense.models.multitask import MultiTask, weights_hash
 from multidense.progress import Reporter, silent
 from multidense.store import MANIFEST, Discovered, found_by, seen_by, write_confidence, write_features
-from multidense.thresholds import Confidences, rules_for
+from multidense.thresholds import Confidences, keep, rules_for
 from multidense.types import MultidenseError, Sample
 from multidense.version import __version__
 
@@ -38,6 +38,8 @@ def discover(
     *,
     threshold: str | float | Mapping[str, str | float] = "share 0.6",
     mode: Literal["offline", "online"] = "offline",
+    targets: Literal["hard", "soft"] = "hard",
+    weighting: Literal["equal", "confidence"] = "equal",
     features: bool = True,
     feature_stride: int = 4,
     calibration: Reader | None = None,
@@ -53,6 +55,9 @@ def discover(
             result lives.
         threshold: a rule for all tasks or one per task, see `multidense.thresholds`.
         mode: "offline" stores everything; "online" stores thresholds only, and the teacher runs beside the student.
+        targets: "hard" teaches the decoded value, as the paper does; "soft" the teacher's probabilities of all categories,
+            which needs mode "online" (probabilities of directions do not follow a flip).
+        weighting: whether the pixels that are kept count alike, or each as much as the teacher is confident.
         features: whether to save task features and their confidence (float16) for feature supervision.
         feature_stride: how much coarser than the network's own features the saved ones are.
         calibration: labels that stage 1 was not shown; the rule "precision" needs them.
@@ -69,6 +74,14 @@ def discover(
         )
     if mode not in ("offline", "online"):
         raise MultidenseError(f"mode must be 'offline' or 'online', found {mode!r}")
+    if targets not in ("hard", "soft") or weighting not in ("equal", "confidence"):
+        raise MultidenseError(
+            f"targets must be 'hard' or 'soft' and weighting 'equal' or 'confidence', found {targets!r} and {weighting!r}"
+        )
+    if targets == "soft" and mode == "offline":
+        raise MultidenseError(
+            "soft targets are not stored, for probabilities of directions do not follow a flip: set mode to 'online'"
+        )
     if feature_stride < 1:
         raise MultidenseError(f"feature_stride must be at least 1, found {feature_stride}")
     rules = rules_for(names, threshold, others=[task.name for task in data.tasks])
@@ -83,6 +96,8 @@ def discover(
         "version": 1,
         "multidense": __version__,
         "mode": mode,
+        "targets": targets,
+        "weighting": weighting,
         "features": features,
         "feature_stride": feature_stride,
         "network": {
@@ -119,33 +134,6 @@ def discover(
     return found
 
 
-def judge(found: Discovered, truth: Reader) -> dict[str, dict[str, float]]:
-    """How right the stored labels are where the truth is known: `precision` of the kept pixels and their share, `coverage`, per
-    task.
-
-    For reports on benchmarks, where the hidden labels exist; nothing that trains may call this.
-    """
-    told = {}
-    for task in found.tasks:
-        right = kept = pixels = 0
-        for index, image_id in enumerate(truth.ids):
-            label = found.label(task.name, image_id)
-            if label is None or task.name not in truth.annotated(index):
-                continue
-            target = truth.load(index, [task.name]).targets[task.name]
-            both = label.valid & target.valid
-            close = task.distance(label.value[None], target.value[None])[0] <= task.tolerance
-            right, kept = right + int((close & both).sum()), kept + int(both.sum())
-            pixels += int(target.valid.sum())
-        if pixels:
-            told[task.name] = {
-                "precision": right / kept if kept else None,
-                "coverage": kept / pixels,
-                "tolerance": task.tolerance,
-            }
-    return told
-
-
 def _already_there(folder: Path, request: dict) -> bool:
     """Whether this very discovery is finished; an error where the folder holds another."""
     if not (folder / "request.json").exists():
@@ -161,13 +149,16 @@ def _already_there(folder: Path, request: dict) -> bool:
     return (folder / MANIFEST).exists()
 
 
-def _thresholds(teacher, data: Reader, rules: Mapping, calibration: Reader | None, reporter: Reporter) -> dict[str, float]:
+def _thresholds(
+    teacher, data: Reader, rules: Mapping, calibration: Reader | None, reporter: Reporter
+) -> dict[str, float | list[float]]:
     """The threshold of each task, from the confidences of the images that lack its label, or of the calibration labels."""
-    spread = {name: Confidences() for name in rules}
-    by_precision = [name for name, rule in rules.items() if rule.rule == "precision"]
-    by_share = [name for name, rule in rules.items() if rule.rule == "share"]
-    device = next(teacher.parameters()).device
     tasks = {task.name: task for task in teacher.tasks}
+    parts = {name: tasks[name].categories if rule.rule == "balanced" else 1 for name, rule in rules.items()}
+    spread = {name: [Confidences() for _ in range(count)] for name, count in parts.items()}
+    by_precision = [name for name, rule in rules.items() if rule.rule == "precision"]
+    by_share = [name for name, rule in rules.items() if rule.rule in ("share", "balanced")]
+    device = next(teacher.parameters()).device
     if by_precision:
         for indices, samples in reporter.track(batches(calibration, 8), "calibrating", len(calibration), size=_images):
             outputs = seen_by(teacher, torch.stack([sample.image for sample in samples]).to(device))
@@ -177,15 +168,19 @@ def _thresholds(teacher, data: Reader, rules: Mapping, calibration: Reader | Non
                     if name in calibration.annotated(indices[row]) and name in sample.targets:
                         target = sample.targets[name].to(device)
                         right = tasks[name].distance(value[row][None], target.value[None])[0] <= tasks[name].tolerance
-                        spread[name].add(confidence[row], target.valid, right)
+                        spread[name][0].add(confidence[row], target.valid, right)
     if by_share:
         for indices, samples in reporter.track(batches(data, 8, labels=False), "measuring confidence", len(data), size=_images):
             outputs = seen_by(teacher, torch.stack([sample.image for sample in samples]).to(device))
             for name in by_share:
-                _, confidence = found_by(tasks[name], outputs)
                 lacking = [row for row, index in enumerate(indices) if name not in data.annotated(index)]
-                spread[name].add(confidence[lacking], torch.ones_like(confidence[lacking], dtype=torch.bool))
-    return {name: spread[name].threshold(rule) for name, rule in rules.items()}
+                value, confidence = (found[lacking] for found in found_by(tasks[name], outputs))
+                everywhere = torch.zeros_like(confidence, dtype=torch.long)
+                category = tasks[name].category(value)[:, None] if rules[name].rule == "balanced" else everywhere
+                for number, part in enumerate(spread[name]):
+                    part.add(confidence, category == number)
+    found = {name: [part.threshold(rules[name]) for part in spread[name]] for name in rules}
+    return {name: levels if rules[name].rule == "balanced" else levels[0] for name, levels in found.items()}
 
 
 def _store(teacher, data: Reader, folder: Path, thresholds: Mapping, request: dict, reporter: Reporter) -> dict[str, Tensor]:
@@ -213,7 +208,7 @@ def _store(teacher, data: Reader, folder: Path, thresholds: Mapping, request: di
                 entry: dict = {"id": sample.id, "groups": {}}
                 for name in sorted(set(tasks) - data.annotated(index)):
                     value, confidence = found[name][0][row], found[name][1][row]
-                    valid = confidence > thresholds[name]
+                    valid = keep(tasks[name], value, confidence, thresholds[name])
                     if offline:
                         tasks[name].write(folder / name / f"{sample.id}{tasks[name].file_suffix}", value, valid)
                         write_confidence(folder / "confidence" / name / f"{sample.id}.png", confidence)

@@ -12,9 +12,14 @@ from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 
-def masked_mean(values: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, " b"]:
-    """Mean over each image's valid pixels, summed over channels; 0 (with a zero gradient) where none is valid."""
-    summed = values.masked_fill(~valid, 0.0).flatten(1).sum(1)
+def masked_mean(
+    values: Float[Tensor, "b c h w"], valid: Bool[Tensor, "b 1 h w"], weight: Float[Tensor, "b 1 h w"] | None = None
+) -> Float[Tensor, " b"]:
+    """Mean over each image's valid pixels, summed over channels; 0 (with a zero gradient) where none is valid.
+
+    With a `weight` it is the mean of weighted values, not a weighted mean: an image that is trusted little counts little.
+    """
+    summed = (values if weight is None else weight * values).masked_fill(~valid, 0.0).flatten(1).sum(1)
     return summed / valid.flatten(1).sum(1).clamp(min=1)
 
 

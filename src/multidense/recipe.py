@@ -72,7 +72,10 @@ class Discovery:
 
     Args:
         mode: "offline" saves maps and features; "online" runs the frozen network beside the student.
-        threshold: which pixels to trust, for all tasks, or per task and under "default": "fixed T", "share S" or "precision P".
+        threshold: which pixels to trust, for all tasks, or per task and under "default": "fixed T", "share S", "balanced S" or
+            "precision P".
+        targets: "hard" labels, or "soft": the probabilities of all categories (online only).
+        weighting: whether the pixels that are kept count "equal", or each by its "confidence".
         features: whether features are found too, for feature supervision.
         feature_stride: how much coarser than the network's own the saved features are.
         calibration: share of the labels that stage 1 does not see; the rule "precision" is measured on them.
@@ -80,6 +83,8 @@ class Discovery:
 
     mode: Literal["offline", "online"] = "offline"
     threshold: dict[str, str | float] | str | float = field(default_factory=lambda: {"default": "share 0.6"})
+    targets: Literal["hard", "soft"] = "hard"
+    weighting: Literal["equal", "confidence"] = "equal"
     features: bool = True
     feature_stride: int = 4
     calibration: float = 0.1
@@ -87,6 +92,11 @@ class Discovery:
     def __post_init__(self):
         if not isinstance(self.threshold, dict):
             object.__setattr__(self, "threshold", {"default": self.threshold})
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether stage 1 must leave labels for calibration."""
+        return any(str(rule).startswith("precision") for rule in self.threshold.values())
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,9 @@ class Network:
     Args:
         decoder: name of the decoder.
         title: what tables call it.
-        teacher: the network of this run whose discoveries it learns from.
+        teacher: the network of this run whose discoveries it learns from; or several, each with tasks of its own.
+        discovery: how its labels are discovered, in place of the recipe's settings.
+        full_labels: whether it sees every label there is, hidden ones too: the reference for what labels could bring.
         tasks: names of its tasks; left out, all of the recipe's.
         options: settings of backbone and decoder.
         objective: weights of the loss terms, where they differ from the training's.
@@ -104,10 +116,17 @@ class Network:
 
     decoder: str = "hitts"
     title: str | None = None
-    teacher: str | None = None
+    teacher: str | list[str] | None = None
+    discovery: Discovery | None = None
+    full_labels: bool = False
     tasks: list[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     objective: Objective | None = None
+
+    @property
+    def teachers(self) -> list[str]:
+        """Its teachers, be it none, one or several."""
+        return [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or ())
 
 
 @dataclass(frozen=True)
@@ -155,16 +174,20 @@ class Recipe:
                     f"networks: {name!r} becomes a folder: begin with a letter or digit, use letters, digits, '.', '_', '+' "
                     "and '-' only, and not 'discovered' or 'pictures'"
                 )
-            self._known(f"networks.{name}.teacher", network.teacher, self.networks)
-            if network.teacher and self.networks[network.teacher].teacher:
+            for teacher in network.teachers:
+                self._known(f"networks.{name}.teacher", teacher, self.networks)
+            taught = [task for teacher in network.teachers for task in self.networks[teacher].tasks or self.tasks]
+            if len(taught) > len(set(taught)):
                 raise MultidenseError(
-                    f"networks.{name}: its teacher '{network.teacher}' is a student itself; two stages are supported"
+                    f"networks.{name}: several teachers need tasks of their own each, found '{_twice(taught)}' taught twice"
                 )
             for task in network.tasks or ():
                 self._known(f"networks.{name}.tasks", task, self.tasks)
         self._known("baseline", self.baseline, self.networks)
         self._known("labels.task", self.labels.task, self.tasks)
-        rules_for(list(self.tasks), self.discovery.threshold)
+        for network in self.networks.values():
+            rules_for(list(self.tasks), self.discovery_of(network).threshold)
+        _ = self.stages
         if self.labels.setting == "few-shot" and not (self.labels.task or self.labels.file):
             raise MultidenseError("labels: the setting few-shot needs labels.task, the task that keeps few labels")
         for key, value, least in (
@@ -181,8 +204,11 @@ class Recipe:
                 raise MultidenseError(f"{key} must be at least {least}, found {value}")
         if not self.width > 0:
             raise MultidenseError(f"width must be positive, found {self.width}")
-        if not 0 < self.discovery.calibration < 1:
-            raise MultidenseError(f"discovery.calibration must lie between 0 and 1, found {self.discovery.calibration}")
+        for found in map(self.discovery_of, self.networks.values()):
+            if not 0 < found.calibration < 1:
+                raise MultidenseError(f"discovery.calibration must lie between 0 and 1, found {found.calibration}")
+            if found.targets == "soft" and found.mode == "offline":
+                raise MultidenseError("discovery: soft targets are not stored: set mode to 'online', or targets to 'hard'")
         for name in ("train", "val"):
             if (getattr(self.data, name) or 1) < 1:
                 raise MultidenseError(f"data.{name} must be at least 1, found {getattr(self.data, name)}")
@@ -203,10 +229,23 @@ class Recipe:
         """What tables call a network."""
         return self.networks[network].title or network
 
+    def discovery_of(self, network: Network) -> Discovery:
+        """How the labels of a network are discovered."""
+        return network.discovery or self.discovery
+
     @property
-    def calibrates(self) -> bool:
-        """Whether stage 1 must leave labels for calibration."""
-        return any(str(rule).startswith("precision") for rule in self.discovery.threshold.values())
+    def stages(self) -> list[list[str]]:
+        """The networks in the order of training: each stage needs only teachers of those before."""
+        stages: list[list[str]] = []
+        waiting, done = list(self.networks), set()
+        while waiting:
+            ready = [name for name in waiting if done.issuperset(self.networks[name].teachers)]
+            if not ready:
+                raise MultidenseError(f"networks: {', '.join(waiting)} wait for each other as teachers")
+            stages.append(ready)
+            done.update(ready)
+            waiting = [name for name in waiting if name not in done]
+        return stages
 
     def to_yaml(self) -> str:
         """The recipe with every setting, as YAML that gives the same recipe again."""
@@ -215,6 +254,10 @@ class Recipe:
     def save(self, path: Path) -> None:
         """Write `to_yaml`, whole or not at all."""
         write_text(path, self.to_yaml())
+
+
+def _twice(names: list[str]) -> str:
+    return next(name for name in names if names.count(name) > 1)
 
 
 def _task(name: str, settings: dict[str, Any]) -> Task:

@@ -16,7 +16,7 @@ from statistics import mean
 
 import jinja2
 
-from multidense import curves, tables
+from multidense import curves, quality_figures, tables
 from multidense.files import read_json, write_text
 from multidense.pictures import file_url
 from multidense.results import Results, delta_mtl
@@ -190,6 +190,7 @@ def describe(runs: Sequence[Run]) -> dict:
         "classes": tables.class_tables(rows),
         "splits": _splits(runs, list(dict.fromkeys(column.group for column in scores.columns))),
         "discovered": [(run, tables.discovered_table(run.manifest["tasks"])) for run in runs if run.manifest],
+        "quality": quality_figures.figures(runs),
         "plots": curves.plot_groups([(each.label, each.colour, each.dash, each.history) for each in entries]),
         "frame": curves,
         "cost": tables.cost_table(rows),

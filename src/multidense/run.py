@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +25,15 @@ from multidense.checkpoint import differences
 from multidense.config import load_recipe
 from multidense.data import Folder, Reader, Rooms, partial
 from multidense.data.subset import Subset, Tasks, evenly
-from multidense.discovery import discover, judge
+from multidense.discovery import discover
 from multidense.files import read_json, write_json
 from multidense.models.multitask import MultiTask, build_model, load_model
 from multidense.progress import Reporter, bars, silent
+from multidense.quality import judge, on_training_images
 from multidense.recipe import Recipe
 from multidense.report import write_report
 from multidense.results import Results, delta_mtl
-from multidense.store import Discovered
+from multidense.store import MANIFEST, Discovered
 from multidense.train import fit
 from multidense.types import MultidenseError
 
@@ -47,12 +48,14 @@ class Run:
     def __init__(self, recipe: Recipe, folder: Path):
         self.recipe, self.folder = recipe, Path(folder)
         kept = self.folder / "recipe.yaml"
-        if kept.exists() and (any(self.folder.glob("*/model")) or any(self.folder.glob("*/checkpoint.pt"))):
-            _same(asdict(load_recipe(kept)), asdict(recipe), self.folder)
-        elif not kept.exists() or kept.read_text(encoding="utf-8") != recipe.to_yaml():
-            if kept.exists():  # nothing was trained with the old one yet, and its assignment must not outlive it
-                (self.folder / "assignment.csv").unlink(missing_ok=True)
-            recipe.save(kept)
+        begun = {path.parent.name for name in ("model", "checkpoint.pt") for path in self.folder.glob(f"*/{name}")}
+        if kept.exists() and kept.read_text(encoding="utf-8") == recipe.to_yaml():
+            return
+        if kept.exists() and begun:
+            _same(asdict(load_recipe(kept)), asdict(recipe), begun, self.folder)
+        else:
+            (self.folder / "assignment.csv").unlink(missing_ok=True)  # nothing was trained with it yet
+        recipe.save(kept)
 
     @classmethod
     def open(cls, folder: Path) -> Run:
@@ -96,12 +99,15 @@ class Run:
     def labels_of(self, network: str) -> tuple[Reader, Reader | None]:
         """What a network trains on, and the labels withheld from it for calibration (None where nothing is calibrated)."""
         settings = self.recipe.networks[network]
-        shown, withheld = self.train, None
-        if self.recipe.calibrates and network in self.teachers:
-            shown, withheld = partial.hold_out(shown, self.recipe.discovery.calibration, seed=self.recipe.labels.seed)
+        shown, withheld = partial.full(self.everything) if settings.full_labels else self.train, None
+        for found in {
+            key: self.recipe.discovery_of(n) for key, n in self.recipe.networks.items() if network in n.teachers
+        }.values():
+            if found.calibrates and not withheld:
+                shown, withheld = partial.hold_out(shown, found.calibration, seed=self.recipe.labels.seed)
         if settings.tasks:
             shown = Tasks(shown, settings.tasks)
-            if not settings.teacher:  # without discovered labels, an image without a label would teach nothing
+            if not settings.teachers:  # without discovered labels, an image without a label would teach nothing
                 shown = Subset(shown, [index for index in range(len(shown)) if shown.annotated(index)])
         return shown, withheld
 
@@ -110,18 +116,20 @@ class Run:
     @property
     def teachers(self) -> list[str]:
         """The networks that students learn from."""
-        return list(dict.fromkeys(n.teacher for n in self.recipe.networks.values() if n.teacher))
+        return list(dict.fromkeys(teacher for network in self.recipe.networks.values() for teacher in network.teachers))
 
-    def discovered_folder(self, teacher: str) -> Path:
-        """Where the discoveries of a network are kept."""
-        return self.folder / ("discovered" if self.teachers in ([], [teacher]) else f"discovered-{teacher}")
+    def discovered_folder(self, teacher: str, student: str | None = None) -> Path:
+        """Where the discoveries of a network are kept: the recipe's, or those of a student with settings of its own."""
+        own = student is not None and self.recipe.networks[student].discovery is not None
+        parts = ["discovered", *([student] if own else []), *([teacher] if self.teachers not in ([], [teacher]) else [])]
+        return self.folder / "-".join(parts)
 
     def train_network(self, name: str, reporter: Reporter = silent) -> Results:
         """Train one network and score it; both are skipped where they are done."""
         recipe, settings, place = self.recipe, self.recipe.networks[name], self.folder / name
         if recipe.training.threads:
             torch.set_num_threads(recipe.training.threads)
-        found = self.discover(settings.teacher, reporter) if settings.teacher else None
+        found = [self.discover(teacher, reporter, student=name) for teacher in settings.teachers]
         training = replace(recipe.training, objective=settings.objective or recipe.training.objective)
         model = build_model(
             recipe.backbone, settings.decoder, recipe.task_objects(name), recipe.width, seed=recipe.seed, **settings.options
@@ -141,6 +149,10 @@ class Run:
         if self.recipe.pictures:
             for data, indices in self._pictured():
                 evaluation.prediction_pictures(model, data, indices, place / "pictures")
+        if not (place / "training_images.json").exists():
+            told = on_training_images(model, self.labels_of(name)[0], self.everything, reporter=reporter)
+            if told:
+                write_json(place / "training_images.json", told)
         if not (place / "results.json").exists():  # written last: it says that all of this network is done
             self.evaluate(name, model, reporter).save(place / "results.json")
         return Results.load(place / "results.json")
@@ -171,12 +183,17 @@ class Run:
             )
         return load_model(self.folder / name / "model").to(self._device).eval()
 
-    def discover(self, teacher: str, reporter: Reporter = silent, out: Path | None = None, **overrides) -> Discovered:
-        """What a network of this run finds on the training images; read back where it is done."""
+    def discover(
+        self, teacher: str, reporter: Reporter = silent, out: Path | None = None, student: str | None = None, **overrides
+    ) -> Discovered:
+        """What a network of this run finds on the training images (for a `student`, by its settings); read back where it is
+        done.
+        """
         if self.recipe.training.threads:
             torch.set_num_threads(self.recipe.training.threads)
-        settings = {key: value for key, value in asdict(self.recipe.discovery).items() if key != "calibration"} | overrides
-        folder = Path(out) if out else self.discovered_folder(teacher)
+        chosen = self.recipe.discovery_of(self.recipe.networks[student]) if student else self.recipe.discovery
+        settings = {key: value for key, value in asdict(chosen).items() if key != "calibration"} | overrides
+        folder = Path(out) if out else self.discovered_folder(teacher, student)
         return discover(
             self.model(teacher),
             self.train,
@@ -197,13 +214,20 @@ class Run:
         if both:
             warnings.warn(f"{len(both)} images are both trained and validated on, such as {', '.join(both[:3])}", stacklevel=2)
         self._render_once()
-        self._train_side_by_side([name for name in networks if not networks[name].teacher], reporter)
-        for teacher in self.teachers:
-            found = self.discover(teacher, reporter)
-            if found.manifest["mode"] == "offline":
-                self._picture_discovery(found)
-        self._train_side_by_side([name for name in networks if networks[name].teacher], reporter)
+        for stage in self.recipe.stages:
+            for name in stage:
+                for teacher in networks[name].teachers:
+                    self.find(teacher, name, reporter)
+            self._train_side_by_side(stage, reporter)
         return self.report()
+
+    def find(self, teacher: str, student: str | None = None, reporter: Reporter = silent) -> Discovered:
+        """What `discover` returns, and how good it is, and pictures of it, for the report."""
+        found = self.discover(teacher, reporter, student=student)
+        self._judge_discovery(found, reporter)
+        if found.manifest["mode"] == "offline":
+            self._picture_discovery(found)
+        return found
 
     def report(self) -> Path:
         """Pictures of the data, `run.json` and the report."""
@@ -220,7 +244,7 @@ class Run:
                 "seed": self.recipe.seed,
                 "baseline": self.recipe.baseline,
                 "trainings": [
-                    {"folder": name, "title": self.recipe.title(name), "teacher": network.teacher}
+                    {"folder": name, "title": self.recipe.title(name), "teacher": next(iter(network.teachers), None)}
                     for name, network in self.recipe.networks.items()
                 ],
                 "discovered": self.discovered_folder(first).name if first else None,
@@ -264,15 +288,21 @@ class Run:
     def _pictured(self) -> list[tuple[Reader, list[int]]]:
         return [(data, evenly(len(data), self.recipe.pictures)) for data in (self.val, self.everything)]
 
+    def _judge_discovery(self, found: Discovered, reporter: Reporter) -> None:
+        """How good the found labels are where labels were hidden, for the report; in short, also into the manifest."""
+        if (found.folder / "quality.json").exists():
+            return
+        told = judge(found.teacher, self.train, self.everything, found.thresholds, reporter=reporter)
+        for name, entry in told.items():
+            found.manifest["tasks"][name] |= {key: entry[key] for key in ("precision", "coverage", "tolerance")}
+        if told:
+            write_json(found.folder / MANIFEST, found.manifest)
+            write_json(found.folder / "quality.json", told)  # written last: it says that both are done
+
     def _picture_discovery(self, found: Discovered) -> None:
-        """Pictures of what was found; how right it is where the truth is known goes into the manifest."""
         evaluation.discovered_pictures(
             found, self.everything, evenly(len(self.everything), self.recipe.pictures), found.folder / "pictures"
         )
-        if not any("precision" in entry for entry in found.manifest["tasks"].values()):
-            for name, told in judge(found, self.everything).items():
-                found.manifest["tasks"][name] |= told
-            write_json(found.folder / "manifest.json", found.manifest)
 
     def _render_once(self) -> None:
         """Rooms are rendered before several processes would each render them."""
@@ -359,12 +389,14 @@ class _watch:
             self.live.stop()
 
 
-def _same(before: dict, now: dict, folder: Path) -> None:
-    """Refuse to go on in a folder whose recipe differs in anything that changes results."""
-    free = ("processes", "pictures")
-    different = list(
-        differences({k: v for k, v in before.items() if k not in free}, {k: v for k, v in now.items() if k not in free})
-    )
+def _same(before: dict, now: dict, begun: Collection[str], folder: Path) -> None:
+    """Refuse to go on in a folder whose recipe differs in anything that changes the results of the networks begun in it."""
+
+    def fixed(recipe: dict) -> dict:
+        networks = {name: network for name, network in recipe["networks"].items() if name in begun}
+        return {key: value for key, value in recipe.items() if key not in ("processes", "pictures")} | {"networks": networks}
+
+    different = list(differences(fixed(before), fixed(now)))
     if different:
         told = "; ".join(different[:6]) + (f" and {len(different) - 6} more" if len(different) > 6 else "")
         raise MultidenseError(f"{folder} holds another recipe: {told}. Choose another folder with --out, or delete this one")

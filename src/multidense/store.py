@@ -17,6 +17,7 @@ from multidense.files import read_json, written_aside
 from multidense.models.multitask import MultiTask, load_model
 from multidense.ops import pool
 from multidense.tasks import from_spec
+from multidense.thresholds import keep
 from multidense.types import Batch, FeatureTarget, MultidenseError, Outputs, Sample, Target
 
 MANIFEST = "manifest.json"
@@ -54,6 +55,8 @@ class Discovered:
             "network": self.manifest["network"]["hash"],
             "mode": self.manifest["mode"],
             "thresholds": self.thresholds,
+            "targets": self.manifest["targets"],
+            "weighting": self.manifest["weighting"],
             "features": self.manifest["features"],
             "feature_stride": self.manifest["feature_stride"],
         }
@@ -67,12 +70,18 @@ class Discovered:
         if self.manifest["mode"] == "offline":
             return batch
         outputs = seen_by(self.teacher.to(batch.clean.device), batch.clean)
-        discovered, features = dict(batch.discovered), {}
+        discovered, features = dict(batch.discovered), dict(batch.features)
         for task in (task for task in self.teacher.tasks if task.name in batch.discovered):
             value, confidence = found_by(task, outputs)
+            soft = None
             # What lies outside the image after augmentation is not valid: `attach` marked the inside.
-            valid = (confidence > self.thresholds[task.name]) & batch.discovered[task.name].valid
-            discovered[task.name] = Target(torch.where(valid, value, batch.discovered[task.name].value), valid)
+            inside = batch.discovered[task.name]
+            valid = keep(task, value, confidence, self.thresholds[task.name]) & inside.valid
+            if self.manifest["targets"] == "soft":
+                logits = outputs.logits[task.name]
+                value, soft = task.decode(logits), task.probabilities(logits)
+            weight = confidence if self.manifest["weighting"] == "confidence" else None
+            discovered[task.name] = Target(torch.where(valid, value, inside.value), valid, weight, soft)
             if self.manifest["features"] and task.name in outputs.features:
                 features[task.name] = FeatureTarget(outputs.features[task.name], feature_confidence(task.name, outputs))
         return replace(batch, discovered=discovered, features=features)
@@ -117,8 +126,12 @@ class _Attached(Wrapped):
         if self.found.manifest["mode"] == "online":
             everywhere = torch.ones(1, *size, dtype=torch.bool)
             inside = {task.name: Target(task.fill(size).contiguous(), everywhere) for task in missing}
-            return replace(sample, discovered=inside)
+            return replace(sample, discovered=dict(sample.discovered) | inside)
         labels = {task.name: self.found.label(task.name, sample.id) for task in missing}
+        if self.found.manifest["weighting"] == "confidence":
+            labels = {
+                name: label and replace(label, weight=self.found.confidence(name, sample.id)) for name, label in labels.items()
+            }
         for name, label in labels.items():
             if label is not None and tuple(label.value.shape[-2:]) != size:
                 raise MultidenseError(
@@ -127,8 +140,9 @@ class _Attached(Wrapped):
                 )
         return replace(
             sample,
-            discovered={name: label for name, label in labels.items() if label is not None},
-            features={name: saved for name, saved in self.found.features(sample.id).items() if name in known},
+            discovered=dict(sample.discovered) | {name: label for name, label in labels.items() if label is not None},
+            features=dict(sample.features)
+            | {name: saved for name, saved in self.found.features(sample.id).items() if name in known},
         )
 
 

@@ -219,6 +219,14 @@ def markdown(page: Mapping) -> str:
     pieces += [piece for task, table in page["classes"] for piece in (f"### IoU of each class, %: {task}", table)]
     pieces += ["## Discovered labels", *notes.get("discovered", [])] if page["discovered"] or "discovered" in notes else []
     pieces += [piece for run, table in page["discovered"] for piece in (run.label, table)]
+    if page["quality"]:
+        quality = page["quality"]
+        pieces += ["## How good the discovered labels are", *notes.get("quality", [])]
+        pieces += [piece for judged, table in quality["judged"] for piece in (judged.label, table)]
+        pieces += ["### Precision against coverage", quality["precision_table"]] if quality["judged"] else []
+        pieces += [piece for heading, table in quality["classes"] for piece in (f"### By class, %: {heading}", table)]
+        if quality["training_images"]:
+            pieces += ["### Labelled and unlabelled training images", quality["training_images"]]
     pieces += ["## Cost", page["cost"], *page["time_with_teacher"], "## Provenance", page["provenance"]]
     pieces += [f"Reproduce: `multidense run {run.label}/recipe.yaml --out ANOTHER`" for run in page["runs"]]
     return "\n\n".join(_markdown_table(piece) if isinstance(piece, Table) else _markdown_text(piece) for piece in pieces) + "\n"

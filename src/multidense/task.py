@@ -116,8 +116,11 @@ class Task(ABC):
         """The target as seen through `geometry`: resampled, its values moved, legal everywhere, not valid outside."""
         if geometry.is_identity:
             return target
-        both = warp(torch.cat([target.value.float(), target.valid.float()]), geometry, "nearest")  # class ids stay exact
-        value, valid = both[:-1].to(target.value.dtype), both[-1:].bool()
+        weight = target.valid.float() if target.weight is None else target.weight
+        moved = warp(
+            torch.cat([target.value.float(), target.valid.float(), weight]), geometry, "nearest"
+        )  # class ids stay exact
+        value, valid, weight = moved[:-2].to(target.value.dtype), moved[-2:-1].bool(), moved[-1:]
         if self.interpolation != "nearest":
             value = warp(target.value, geometry, self.interpolation)
         if geometry.degrees:
@@ -126,7 +129,8 @@ class Task(ABC):
             value = self.moved_by_flip(value)
         if geometry.zoom != 1:
             value = self.moved_by_zoom(value, geometry.zoom)
-        return Target(torch.where(valid, value, self.fill(geometry.size).to(value.dtype)), valid)
+        value = torch.where(valid, value, self.fill(geometry.size).to(value.dtype))
+        return Target(value, valid, None if target.weight is None else weight)
 
     def moved_by_flip(self, value: Shaped[Tensor, "c h w"]) -> Shaped[Tensor, "c h w"]:
         """Values after mirroring left–right; the pixels have moved already."""
@@ -151,7 +155,8 @@ class Task(ABC):
     def crop(self, target: Target, top: int, left: int, size: tuple[int, int]) -> Target:
         """A window of the target, pixel for pixel."""
         rows, columns = slice(top, top + size[0]), slice(left, left + size[1])
-        return Target(target.value[..., rows, columns], target.valid[..., rows, columns])
+        weight = None if target.weight is None else target.weight[..., rows, columns]
+        return Target(target.value[..., rows, columns], target.valid[..., rows, columns], weight)
 
     def flip(self, target: Target) -> Target:
         """The target mirrored left–right."""
@@ -183,6 +188,10 @@ class Task(ABC):
         """A decoded value as a label would state it: probabilities become yes or no, all else stays."""
         return value
 
+    def probabilities(self, logits: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"] | None:
+        """Probabilities of the categories, for a target's `soft`; None where the decoded value is a probability itself."""
+        return None
+
     # Measuring --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -201,6 +210,15 @@ class Task(ABC):
     def group_names(self) -> tuple[str, ...]:
         """Names of the categories that `groups` counts by."""
         return ("all",)
+
+    def category(self, value: Shaped[Tensor, "b v h w"]) -> Int[Tensor, "b h w"]:
+        """Which of `categories` a value falls into, for thresholds per category: its group, or its centre in a codebook."""
+        return self.groups(value)
+
+    @property
+    def categories(self) -> int:
+        """How many categories `category` tells apart."""
+        return len(self.group_names)
 
     # Looks ------------------------------------------------------------------------------------------------------------
 

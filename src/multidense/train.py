@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -114,7 +114,7 @@ def fit(
     model: MultiTask,
     data: Reader,
     *,
-    discovered: Discovered | None = None,
+    discovered: Discovered | Sequence[Discovered] = (),
     out: Path | str | None = None,
     resume: bool = False,
     seed: int = 0,
@@ -129,7 +129,7 @@ def fit(
         model: from `build_model`. Codebooks that are not fitted yet are inherited from `discovered`, or fitted on the labels of
             `data`.
         data: a reader; what it is not annotated for is not seen.
-        discovered: from `discover()`: adds L_p and L_f (HiTTs, equation 8).
+        discovered: from `discover()`, or several such, each for tasks of its own: adds L_p and L_f (HiTTs, equation 8).
         out: folder for checkpoint, history and the finished `model/`. None keeps nothing.
         resume: go on from the folder's checkpoint, or return its finished model; the settings must be the same.
         seed: of order, augmentation and anything random in the network (its weights were drawn by `build_model`).
@@ -139,6 +139,7 @@ def fit(
     settings = _settings(settings, overrides)
     if not len(data):
         raise MultidenseError(f"there is nothing to train on: no image of '{data.name}' is labelled for any of these tasks")
+    discovered = (discovered,) if isinstance(discovered, Discovered) else tuple(discovered)
     folder = Path(out) if out else None
     if folder is None:
         return _fit(model, data, discovered, None, seed, val, settings, reporter)
@@ -147,7 +148,7 @@ def fit(
         "training": asdict(settings),
         "seed": seed,
         "data": data.provenance(),
-        "discovered": discovered.identity if discovered else None,
+        "discovered": [found.identity for found in discovered],
     }
     with held(folder):
         if finished(folder, request, resume):
@@ -159,7 +160,7 @@ def fit(
 def _fit(
     model: MultiTask,
     data: Reader,
-    discovered: Discovered | None,
+    discovered: Sequence[Discovered],
     folder: Path | None,
     seed: int,
     val: Reader | None,
@@ -172,8 +173,9 @@ def _fit(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fit_codebooks(model, data, discovered, seed)
-    source = discovered.attach(data) if discovered else data
-    augmented = Augmented(source, settings.augment, seed)
+    for found in discovered:
+        data = found.attach(data)
+    augmented = Augmented(data, settings.augment, seed)
     try:
         fabric = Fabric(
             accelerator=settings.accelerator,
@@ -204,7 +206,7 @@ def _loop(
     fabric,
     model: MultiTask,
     augmented: Augmented,
-    discovered: Discovered | None,
+    discovered: Sequence[Discovered],
     folder: Path | None,
     weights: Path,
     seed: int,
@@ -240,8 +242,8 @@ def _loop(
                 for group in optimizer.param_groups:
                     group["lr"] = settings.rate(state.step, steps)
                 batch = batch.to(fabric.device)
-                if discovered:
-                    batch = discovered.complete(batch)
+                for found in discovered:
+                    batch = found.complete(batch)
                 outputs = Outputs(**network(batch.image))
                 terms = settings.objective.terms(model.tasks, outputs, batch)
                 loss = settings.objective.total(model.tasks, terms)
@@ -278,13 +280,14 @@ def _scores(model: MultiTask, val: Reader | None, settings: Training, epoch: int
     return {f"val.{name}": value for name, value in measure(model, val).scores.items()}
 
 
-def fit_codebooks(model: MultiTask, data: Reader, discovered: Discovered | None, seed: int) -> None:
+def fit_codebooks(model: MultiTask, data: Reader, discovered: Sequence[Discovered], seed: int) -> None:
     """Give every codebook its centres: inherited from the first stage, else fitted on the labelled pixels of `data` alone."""
+    inherited = {name: centres for found in discovered for name, centres in found.codebooks.items()}
     for task in model.tasks:
         if not task.codebook_size or task.name in model.codebooks:
             continue
-        if discovered and task.name in discovered.codebooks:
-            model.set_codebook(task.name, discovered.codebooks[task.name])
+        if task.name in inherited:
+            model.set_codebook(task.name, inherited[task.name])
             continue
         labelled = (i for i in range(len(data)) if task.name in data.annotated(i))
         try:

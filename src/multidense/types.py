@@ -20,13 +20,19 @@ class Target:
     `value` `[c h w]` (or `[b c h w]`) is finite and legal everywhere, also where it is not valid: a class id in
     range, a positive depth, a unit vector. `valid` `[1 h w]` (or `[b 1 h w]`) is bool. Masking late is a trap (the
     logarithm of an invalid zero gives a finite loss and NaN gradients), so nothing illegal is ever stored.
+
+    What was discovered may say more: `weight` `[1 h w]`, how much each pixel counts (None: one), and `soft` `[k h w]`,
+    probabilities of a task's categories to be met in place of the one category of `value`.
     """
 
     value: Shaped[Tensor, "*b c h w"]
     valid: Bool[Tensor, "*b 1 h w"]
+    weight: Float[Tensor, "*b 1 h w"] | None = None
+    soft: Float[Tensor, "*b k h w"] | None = None
 
     def to(self, device: torch.device | str) -> Target:
-        return Target(self.value.to(device), self.valid.to(device))
+        parts = (self.value, self.valid, self.weight, self.soft)
+        return Target(*(None if part is None else part.to(device) for part in parts))
 
 
 @dataclass(frozen=True)

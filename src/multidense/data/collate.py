@@ -41,7 +41,11 @@ def collate(samples: Sequence[Sample], tasks: Sequence[Task]) -> Batch:
 def _stacked(found: Sequence[Mapping[str, Target]], task: Task, size: tuple[int, int]) -> Target:
     absent = None if all(task.name in targets for targets in found) else task.unlabelled(size)
     present = [targets.get(task.name, absent) for targets in found]
-    return Target(torch.stack([target.value for target in present]), torch.stack([target.valid for target in present]))
+    value, valid = torch.stack([target.value for target in present]), torch.stack([target.valid for target in present])
+    if all(target.weight is None for target in present):
+        return Target(value, valid)
+    one = torch.ones(1, *size)
+    return Target(value, valid, torch.stack([one if target.weight is None else target.weight for target in present]))
 
 
 def _stacked_features(samples: Sequence[Sample], name: str) -> FeatureTarget:

@@ -70,12 +70,23 @@ class ContinuousTask(Task):
         regression = self.regression_loss(self.estimate(logits), target)
         if not self.codebook_size:
             return regression
-        entropy = F.cross_entropy(logits, self.assign(target.value), reduction="none")[:, None]
-        return self.regression * regression + self.classification * masked_mean(entropy, target.valid)
+        wanted = self.assign(target.value) if target.soft is None else target.soft
+        entropy = F.cross_entropy(logits, wanted, reduction="none")[:, None]
+        return self.regression * regression + self.classification * masked_mean(entropy, target.valid, target.weight)
 
     def confidence(self, logits: Tensor) -> Tensor:
         """Largest softmax probability over the centres; one everywhere without a codebook (see `has_confidence`)."""
         return logits.softmax(1).amax(1, keepdim=True) if self.codebook_size else torch.ones_like(logits[:, :1])
+
+    def probabilities(self, logits: Tensor) -> Tensor | None:
+        return logits.softmax(1) if self.codebook_size else None
+
+    def category(self, value: Tensor) -> Tensor:
+        return self.assign(value) if self.codebook_size else self.groups(value)
+
+    @property
+    def categories(self) -> int:
+        return self.codebook_size or len(self.group_names)
 
     def labelled_pixels(self, targets: Iterable[Target], seed: int, most: int = 1_000_000) -> Float[Tensor, "n v"]:
         """Up to `most` valid pixels of the targets, at most 20 000 an image, drawn with the seed."""

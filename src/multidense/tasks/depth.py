@@ -97,7 +97,7 @@ class Depth(ContinuousTask):
         return raw.clamp(min=self.least)
 
     def regression_loss(self, value: Tensor, target: Target) -> Tensor:
-        return masked_mean((value - target.value).abs(), target.valid)
+        return masked_mean((value - target.value).abs(), target.valid, target.weight)
 
     def assign(self, value: Tensor) -> Tensor:
         return nearest_bin(value, self.centres())

@@ -43,7 +43,7 @@ class Edges(BinaryTask):
     def loss(self, logits: Tensor, target: Target) -> Tensor:
         weight = torch.where(target.value > 0.5, self.positive, 1 - self.positive)
         entropy = F.binary_cross_entropy_with_logits(logits, target.value, weight=weight, reduction="none")
-        return masked_mean(entropy, target.valid)
+        return masked_mean(entropy, target.valid, target.weight)
 
     def meter(self) -> BinaryMeter:
         return BinaryMeter(self.decode, self.loss)

@@ -101,8 +101,8 @@ class Normals(ContinuousTask):
     def regression_loss(self, value: Tensor, target: Target) -> Tensor:
         directions = unit(value)
         if self.measure == "l1":
-            return masked_mean((directions - target.value).abs(), target.valid)
-        return masked_mean(1 - (directions * target.value).sum(1, keepdim=True), target.valid)
+            return masked_mean((directions - target.value).abs(), target.valid, target.weight)
+        return masked_mean(1 - (directions * target.value).sum(1, keepdim=True), target.valid, target.weight)
 
     def assign(self, value: Tensor) -> Tensor:
         return nearest_direction(value, self.centres())

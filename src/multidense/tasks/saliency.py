@@ -51,7 +51,7 @@ class Saliency(BinaryTask):
         share = masked_mean(positive.float(), target.valid)[:, None, None, None].clamp(0.05, 0.95)
         weight = torch.where(positive, 1 - share, share)
         entropy = F.binary_cross_entropy_with_logits(self.log_odds(logits), target.value, weight=weight, reduction="none")
-        return masked_mean(entropy, target.valid)
+        return masked_mean(entropy, target.valid, target.weight)
 
     def meter(self) -> SaliencyMeter:
         return SaliencyMeter(self.decode)

@@ -88,13 +88,17 @@ class SemanticSegmentation(Task):
         return torch.zeros(1, *size, dtype=torch.long)
 
     def loss(self, logits: Tensor, target: Target) -> Tensor:
-        return masked_mean(F.cross_entropy(logits, target.value[:, 0], reduction="none")[:, None], target.valid)
+        wanted = target.value[:, 0] if target.soft is None else target.soft
+        return masked_mean(F.cross_entropy(logits, wanted, reduction="none")[:, None], target.valid, target.weight)
 
     def decode(self, logits: Tensor) -> Tensor:
         return logits.argmax(1, keepdim=True)
 
     def confidence(self, logits: Tensor) -> Tensor:
         return logits.softmax(1).amax(1, keepdim=True)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        return logits.softmax(1)
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """0 where the classes agree, 1 where they differ."""
