@@ -80,3 +80,14 @@ def test_features_of_two_strides_are_refused():
 def test_images_of_two_sizes_are_refused():
     with pytest.raises(MultidenseError, match=r"4x6 \('a'\) and 8x6 \('b'\). Set `size`"):
         collate([sample("a"), sample("b", size=(8, 6))], TASKS)
+
+
+def test_weights_are_one_where_a_sample_has_none():
+    task = TASKS[0]
+    plain = labelled(task)
+    both = (plain, Target(plain.value, plain.valid, torch.full((1, *SIZE), 0.25)))
+    samples = [Sample(torch.zeros(3, *SIZE), {}, str(i), discovered={task.name: one}) for i, one in enumerate(both)]
+    weight = collate(samples, TASKS).discovered[task.name].weight
+    assert weight.shape == (2, 1, *SIZE)
+    assert weight.mean((1, 2, 3)).tolist() == [1.0, 0.25]
+    assert collate(samples[:1], TASKS).discovered[task.name].weight is None

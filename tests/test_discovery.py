@@ -176,3 +176,72 @@ def test_features_can_be_left_out(teacher, data):
     assert not (bare.folder / "features").exists()
     batch = collate([bare.attach(data)[0]], data.tasks)
     assert not batch.features
+
+
+def test_balanced_keeps_the_same_share_of_every_category(teacher, data):
+    found = md.discover(teacher, data, threshold="balanced 0.5", features=False)
+    for task in (task for task in found.tasks if task.categories > 1):
+        counts = np.zeros((task.categories, 2))
+        for index, image_id in enumerate(data.ids):
+            label = found.label(task.name, image_id)
+            if label is not None:
+                with torch.no_grad():
+                    logits = teacher(data.load(index, ()).image[None]).logits[task.name]
+                category = task.category(task.harden(task.decode(logits)))
+                counts[:, 0] += np.bincount(category.flatten(), minlength=task.categories)
+                counts[:, 1] += np.bincount(category.flatten()[label.valid.flatten()], minlength=task.categories)
+        common = counts[:, 0] > 400
+        assert common.any()
+        assert np.abs(counts[common, 1] / counts[common, 0] - 0.5).max() < 0.1, task.name
+
+
+def test_labels_may_count_by_the_confidence_in_them(teacher, data):
+    found = md.discover(teacher, data, threshold="share 1", weighting="confidence", features=False)
+    index = next(i for i in range(len(data)) if "semseg" not in data.annotated(i))
+    batch = collate([Augmented(found.attach(data), Augment(scales=(1.0,), flip=1.0), seed=0)[index]], data.tasks)
+    stored = found.confidence("semseg", data.ids[index])
+    assert torch.equal(batch.discovered["semseg"].weight[0], stored.flip(-1))
+    online = md.discover(teacher, data, mode="online", threshold="share 1", weighting="confidence")
+    seen = online.complete(collate([online.attach(data)[index]], data.tasks))
+    assert torch.allclose(seen.discovered["semseg"].weight[0], stored, atol=1 / 255)
+
+
+def test_soft_targets_are_what_the_teacher_thinks_of_the_very_view(teacher, data):
+    found = md.discover(teacher, data, mode="online", targets="soft", threshold="share 1")
+    mirrored = Augmented(found.attach(data), Augment(scales=(1.0,), flip=1.0), seed=0)
+    index = next(i for i in range(len(data)) if not {"normals", "edges"} & data.annotated(i))
+    batch = found.complete(collate([mirrored[index]], data.tasks))
+    with torch.no_grad():
+        logits = teacher(batch.clean).logits
+    assert torch.equal(batch.discovered["normals"].soft, logits["normals"].softmax(1))
+    assert batch.discovered["edges"].soft is None
+    assert torch.equal(batch.discovered["edges"].value, logits["edges"].sigmoid())
+    student = md.build_model("segnet", "hitts", ALL, width=0.125, seed=0)
+    md.fit(student, data, discovered=found, epochs=1)
+
+
+def test_soft_targets_are_not_stored(teacher, data):
+    with pytest.raises(md.MultidenseError, match="set mode to 'online'"):
+        md.discover(teacher, data, targets="soft")
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_several_teachers_supervise_one_student(data, mode):
+    kinds = [md.SemanticSegmentation(13), md.Depth(bins=8)]
+    teachers = [
+        md.fit(md.build_model("segnet", "shared", [kind], width=0.125, seed=0), Tasks(data, [kind.name]), epochs=1)
+        for kind in kinds
+    ]
+    found = [md.discover(one, data, mode=mode, features=False) for one in teachers]
+    reader = data
+    for one in found:
+        reader = one.attach(reader)
+    index = next(i for i in range(len(data)) if not {"semseg", "depth"} & data.annotated(i))
+    batch = collate([reader[index]], data.tasks)
+    for one in found:
+        batch = one.complete(batch)
+    assert all(batch.discovered[kind.name].valid.any() for kind in kinds)
+    assert not batch.discovered["normals"].valid.any()
+    student = md.build_model("segnet", "shared", kinds, width=0.125, seed=0)
+    md.fit(student, Tasks(data, ["semseg", "depth"]), discovered=found, epochs=1)
+    assert torch.equal(student.codebooks["depth"], teachers[1].codebooks["depth"])

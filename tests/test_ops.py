@@ -179,3 +179,9 @@ def test_a_coarse_map_moves_as_the_fine_one_it_was_pooled_from():
 def test_a_coarse_map_of_a_size_that_does_not_divide_has_room_for_the_rest():
     geometry = Geometry((10, 13), (7, 9), zoom=1.2)
     assert warp(torch.rand(2, 3, 4), geometry, stride=4).shape == (2, 2, 3)
+
+
+def test_a_weighted_mean_is_over_valid_pixels_not_over_weights():
+    valid = torch.tensor([[[[True, True], [True, False]]]])
+    weight = torch.tensor([[[[1.0, 0.5], [0.0, 9.0]]]])
+    assert masked_mean(torch.ones(1, 1, 2, 2), valid, weight).tolist() == [0.5]

@@ -13,6 +13,7 @@ from multidense.cli import main
 from multidense.config import load_recipe
 from multidense.results import Results
 from multidense.run import Run
+from multidense.types import MultidenseError
 
 TINY = """# a run that takes seconds
 name: tiny
@@ -228,3 +229,63 @@ def test_an_unwritable_folder_is_named(recipe, tmp_path):
     with pytest.raises(SystemExit) as stop:
         main(["run", str(recipe), "--out", str(tmp_path / "file" / "run")])
     assert "cannot make the folder" in str(stop.value)
+
+
+def with_networks(tmp_path, networks: str):
+    """The tiny recipe with other networks, and neither baseline nor pictures."""
+    head, _, tail = TINY.partition("networks:")
+    training = next(line for line in tail.splitlines() if line.startswith("training:"))
+    (tmp_path / "mine.yaml").write_text(f"{head}networks:{networks}{training}\npictures: 0\n")
+    return load_recipe(tmp_path / "mine.yaml")
+
+
+def test_further_rounds_several_teachers_and_full_labels_make_one_run(tmp_path):
+    recipe = with_networks(
+        tmp_path,
+        """
+  semseg: {decoder: shared, tasks: [semseg]}
+  rest: {decoder: shared, tasks: [depth, normals]}
+  naive: {decoder: shared, teacher: [semseg, rest], discovery: {features: false}, objective: {features: 0}}
+  again: {decoder: shared, teacher: naive, discovery: {features: false, threshold: balanced 0.5}, objective: {features: 0}}
+  upper: {decoder: shared, full_labels: true}
+""",
+    )
+    assert recipe.stages == [["semseg", "rest", "upper"], ["naive"], ["again"]]
+    work = Run(recipe, tmp_path / "run")
+    work.run()
+    assert set(work.results()) == {"semseg", "rest", "naive", "again", "upper"}
+    places = {path.parent.name for path in (tmp_path / "run").glob("discovered*/manifest.json")}
+    assert places == {"discovered-naive-semseg", "discovered-naive-rest", "discovered-again-naive"}
+    manifest = json.loads((tmp_path / "run" / "discovered-again-naive" / "manifest.json").read_text())
+    assert manifest["rules"]["depth"] == "balanced 0.5"
+    assert len(manifest["tasks"]["depth"]["threshold"]) == 8
+    assert work._labels_told("upper")["counts"] == {"semseg": 9, "depth": 9, "normals": 9}
+    assert work._labels_told("naive")["counts"] == {"semseg": 3, "depth": 3, "normals": 3}
+
+
+@pytest.mark.parametrize(
+    ("networks", "said"),
+    [
+        ("  a: {teacher: b}\n  b: {teacher: a}\n", "a, b wait for each other as teachers"),
+        (
+            "  a: {}\n  b: {}\n  c: {teacher: [a, b]}\n",
+            "several teachers need tasks of their own each, found 'semseg'",
+        ),
+        ("  a: {}\n  b: {teacher: a, discovery: {targets: soft}}\n", "soft targets are not stored: set mode to 'online'"),
+        ("  a: {}\n  b: {teacher: a, discovery: {treshold: share 1}}\n", "did you mean 'threshold'?"),
+    ],
+)
+def test_teachers_that_cannot_teach_are_refused(tmp_path, networks, said):
+    with pytest.raises(MultidenseError) as error:
+        with_networks(tmp_path, "\n" + networks)
+    assert said in str(error.value)
+
+
+def test_networks_can_be_added_to_a_run_but_not_changed(tmp_path):
+    begun = "\n  a: {decoder: shared}\n"
+    Run(with_networks(tmp_path, begun), tmp_path / "run").train_network("a")
+    more = with_networks(tmp_path, begun + "  b: {decoder: hitts}\n")
+    assert set(Run(more, tmp_path / "run").results()) == {"a"}
+    assert set(Run.open(tmp_path / "run").recipe.networks) == {"a", "b"}
+    with pytest.raises(MultidenseError, match=r"networks\.a\.decoder was 'shared', is now 'hitts'"):
+        Run(with_networks(tmp_path, "\n  a: {decoder: hitts}\n"), tmp_path / "run")

@@ -356,6 +356,52 @@ def test_values_that_are_not_valid_do_not_matter(task, rng):
 
 
 @each_task
+def test_a_weight_says_how_much_each_pixel_teaches(task, rng):
+    target = stack(draw(task, rng, share=1.1))
+    logits = noise(task, 1)
+    whole = task.loss(logits, target)
+    half = Target(target.value, target.valid, torch.full((1, 1, *SIZE), 0.5))
+    assert torch.allclose(task.loss(logits, half), whole / 2)
+    left = torch.arange(SIZE[1]).expand(1, 1, *SIZE) < 3
+    logits.requires_grad_()
+    task.loss(logits, Target(target.value, target.valid, left.float())).sum().backward()
+    assert torch.equal(logits.grad.abs().sum(1, keepdim=True) > 0, left)
+
+
+@each_task
+def test_soft_targets_that_are_sure_teach_what_hard_ones_do(task, rng):
+    target = stack(draw(task, rng, share=0.5))
+    soft = task.probabilities(perfect(task, target))
+    if soft is None:
+        assert not task.codebook_size
+        return
+    logits = noise(task, 1)
+    assert torch.allclose(soft.sum(1), torch.ones(1, *SIZE))
+    assert torch.allclose(
+        task.loss(logits, Target(target.value, target.valid, None, soft)), task.loss(logits, target), atol=1e-5
+    )
+    unsure = torch.full_like(soft, 1 / soft.shape[1])
+    assert not torch.allclose(task.loss(logits, Target(target.value, target.valid, None, unsure)), task.loss(logits, target))
+
+
+@each_task
+def test_a_weight_moves_with_its_target(task, rng):
+    target = draw(task, rng, share=1.1)
+    weighted = Target(target.value, target.valid, torch.rand(1, *SIZE))
+    assert torch.equal(task.flip(weighted).weight, weighted.weight.flip(-1))
+    assert torch.equal(task.crop(weighted, 1, 2, (3, 4)).weight, weighted.weight[:, 1:4, 2:6])
+    assert same(task.flip(weighted), task.flip(target))
+    assert task.flip(target).weight is None
+
+
+@each_task
+def test_every_value_has_a_category(task, rng):
+    category = task.category(stack(draw(task, rng), draw(task, rng)).value)
+    assert category.shape == (2, *SIZE)
+    assert 0 <= category.min() <= category.max() < task.categories
+
+
+@each_task
 def test_the_loss_of_an_image_does_not_depend_on_its_batch_mates(task, rng):
     targets = [draw(task, rng, share=share) for share in (0.2, 0.9, -1.0, 0.6)]
     logits = noise(task, len(targets))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from multidense.thresholds import BINS, NOTHING, Confidences, Threshold, rules_for
+from multidense.tasks import SemanticSegmentation
+from multidense.thresholds import BINS, NOTHING, Confidences, Threshold, keep, rules_for
 from multidense.types import MultidenseError
 
 
@@ -32,6 +33,7 @@ def kept(confidence: torch.Tensor, rule: str, right: torch.Tensor | None = None)
         ("fixed 0.9", "fixed", 0.9),
         ("share 0.6", "share", 0.6),
         ("precision 1", "precision", 1.0),
+        ("balanced 0.5", "balanced", 0.5),
         (0.45, "fixed", 0.45),
         (1, "fixed", 1.0),
     ],
@@ -47,7 +49,9 @@ def test_a_rule_is_read_and_written(text, rule, number):
     "text", ["fixed", "fixed high", "share 1.2", "share -0.1", "top 0.5", "", "share nan", 1.5, "fixed 0.5 0.6"]
 )
 def test_what_is_no_rule_is_refused_with_those_there_are(text):
-    with pytest.raises(MultidenseError, match="expected 'fixed T', 'share S', 'balanced S' or 'precision P' with a number in 0 … 1, found"):
+    with pytest.raises(
+        MultidenseError, match="expected 'fixed T', 'share S', 'balanced S' or 'precision P' with a number in 0 … 1"
+    ):
         Threshold.parse(text)
 
 
@@ -133,3 +137,17 @@ def test_adding_image_by_image_is_adding_all_at_once():
         apart.add(one, which, which)
     assert torch.equal(together.counts, apart.counts)
     assert torch.equal(together.right, apart.right)
+
+
+def test_a_threshold_may_be_one_for_each_category():
+    task = SemanticSegmentation(3)
+    value = torch.tensor([[[0, 1], [2, 2]]])
+    confidence = torch.tensor([[[0.6, 0.6], [0.6, 0.2]]])
+    assert keep(task, value, confidence, [0.5, 0.7, 0.1]).tolist() == [[[True, False], [True, True]]]
+    both = keep(task, value.expand(2, 1, 2, 2), confidence.expand(2, 1, 2, 2), [0.5, 0.7, 0.1])
+    assert both.tolist() == [[[[True, False], [True, True]]]] * 2
+    assert torch.equal(keep(task, value, confidence, 0.5), confidence > 0.5)
+
+
+def test_precision_without_anything_to_judge_it_by_keeps_nothing():
+    assert spread(torch.rand(4, 4)).threshold(Threshold.parse("precision 0.5")) == NOTHING

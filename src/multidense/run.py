@@ -34,6 +34,7 @@ from multidense.recipe import Recipe
 from multidense.report import write_report
 from multidense.results import Results, delta_mtl
 from multidense.store import MANIFEST, Discovered
+from multidense.tokens import write_tokens
 from multidense.train import fit
 from multidense.types import MultidenseError
 
@@ -53,7 +54,7 @@ class Run:
             return
         if kept.exists() and begun:
             _same(asdict(load_recipe(kept)), asdict(recipe), begun, self.folder)
-        else:
+        elif kept.exists():
             (self.folder / "assignment.csv").unlink(missing_ok=True)  # nothing was trained with it yet
         recipe.save(kept)
 
@@ -251,6 +252,12 @@ class Run:
             },
         )
         return write_report([self.folder])
+
+    def look_at_tokens(self, reporter: Reporter = silent) -> None:
+        """What the tokens of its finished networks say, for the report; done again only where the weights have changed."""
+        for name in self.recipe.networks:
+            if (self.folder / name / "model").exists():
+                write_tokens(self.model(name), self.val, self.folder / name / "tokens", reporter=reporter)
 
     def results(self) -> dict[str, Results]:
         """The results there are, by network."""
