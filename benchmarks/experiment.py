@@ -23,12 +23,12 @@ import sys
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
 from multidense.config import load_recipe
-from multidense.files import write_json, write_text
+from multidense.files import read_json, write_json, write_text
 from multidense.recipe import Recipe
 from multidense.results import Results, delta_mtl, environment
 from multidense.run import Run
@@ -141,6 +141,34 @@ def gather(folders: Mapping[int, Path]) -> dict[int, dict[str, Results]]:
     return found
 
 
+def gather_labels(folders: Mapping[int, Path]) -> dict:
+    """How good discovered labels are (`quality`, by student and task) and scores on `training_images`, means over seeds."""
+    quality: dict[tuple, list[float]] = {}
+    training: dict[tuple, list[float]] = {}
+    for folder in folders.values():
+        run = Run.open(folder)
+        for name, network in run.recipe.networks.items():
+            for teacher in network.teachers:
+                place = run.discovered_folder(teacher, name) / "quality.json"
+                for task, told in (read_json(place) if place.exists() else {}).items():
+                    for key in ("coverage", "precision", "accuracy", "ece", "ece_by_share"):
+                        if told[key] is not None:
+                            quality.setdefault((name, task, key), []).append(told[key])
+            place = folder / name / "training_images.json"
+            for part, scores in (read_json(place) if place.exists() else {}).items():
+                for score, value in scores.items():
+                    if value is not None:
+                        training.setdefault((name, part, score), []).append(value)
+    return {"quality": _nested(quality), "training_images": _nested(training)}
+
+
+def _nested(values: Mapping[tuple, Sequence[float]]) -> dict:
+    told: dict = {}
+    for (first, second, last), numbers in values.items():
+        told.setdefault(first, {}).setdefault(second, {})[last] = mean(numbers)
+    return told
+
+
 def tell(found: Mapping[int, Mapping[str, Results]], titles: Mapping[str, str]) -> dict:
     """Everything the experiment says, as plain data: scores, gains over STL, share of the headroom, differences, claims."""
     gains = {
@@ -248,7 +276,32 @@ def markdown(told: Mapping, name: str) -> str:
     ]
     if rows:
         lines += ["", "Claims (difference ± standard error):", "", *_table(["claim", "in words", "points", "verdict"], rows)]
+    rows = [
+        [told["titles"].get(name, name), task, *(f"{100 * one[key]:.1f}" if key in one else "–" for key in _QUALITY)]
+        for name, tasks in told["quality"].items()
+        for task, one in tasks.items()
+    ]
+    if rows:
+        lines += ["", "Discovered labels against the hidden truth, per cent, means over seeds:", ""]
+        lines += _table(
+            ["discovered for", "task", "kept", "precision of kept", "accuracy of all", "ECE", "ECE, equal shares"], rows
+        )
+    rows = [
+        [told["titles"].get(name, name), part, *(f"{scores[one]:.4g}" if one in scores else "–" for one in columns)]
+        for name, parts in told["training_images"].items()
+        for part, scores in parts.items()
+    ]
+    if rows:
+        lines += [
+            "",
+            "Scores on the training images, labelled and unlabelled for a task apart (Table 6), means over seeds:",
+            "",
+        ]
+        lines += _table(["network", "images", *columns], rows)
     return "\n".join(lines) + "\n"
+
+
+_QUALITY = ("coverage", "precision", "accuracy", "ece", "ece_by_share")
 
 
 def _spread(values: Sequence[float], decimals: int, sign: bool = False) -> str:
@@ -311,7 +364,8 @@ def main() -> None:
         wanted = set(_with_teachers(base, options.networks or base.networks))
         failed = work_off(plan(list(folders.values()), base, wanted), options.processes)
     told = tell(gather(folders), {name: base.title(name) for name in base.networks} | {"stl": "STL"})
-    told |= {"name": base.name, "settings": base.to_yaml(), **environment()}
+    told |= gather_labels(folders)
+    told |= {"name": base.name, "settings": _portable(base).to_yaml(), **environment()}
     for folder, stem in ((out, "experiment"), *([(options.keep, base.name)] if options.keep else [])):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{stem}.json", told)
@@ -320,6 +374,12 @@ def main() -> None:
     print(markdown(told, base.name))
     if failed:
         sys.exit(f"could not be done: {', '.join(map(str, failed))}")
+
+
+def _portable(recipe: Recipe) -> Recipe:
+    """The recipe without the places of one machine."""
+    description = recipe.data.description and Path(recipe.data.description).name
+    return replace(recipe, data=replace(recipe.data, description=description, root=None, cache=None))
 
 
 def _with_teachers(recipe, networks: Sequence[str]) -> Iterator[str]:

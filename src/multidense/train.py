@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 import safetensors.torch
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -53,6 +54,8 @@ class Training:
         milestones: shares of the training at which "step" acts.
         decay: factor of "step".
         clip: largest gradient norm; 0 clips nothing.
+        precise_bn: whether BatchNorm's running averages, which remember the last few batches only, are taken anew over one
+            epoch after the last step. With small batches the scores hang on chance without it.
         objective: weights of the terms.
         augment: what is drawn for each image.
         checkpoint_every: steps between checkpoints; one is also written after every epoch.
@@ -73,6 +76,7 @@ class Training:
     milestones: tuple[float, ...] = (0.5, 0.75)
     decay: float = 0.5
     clip: float = 0.0
+    precise_bn: bool = True
     objective: Objective = field(default_factory=Objective)
     augment: Augment = field(default_factory=Augment)
     checkpoint_every: int = 200
@@ -237,7 +241,7 @@ def _loop(
         while state.step < steps:
             epoch, first = divmod(state.step, per_epoch)
             augmented.set_epoch(epoch)
-            order = np.random.default_rng((seed, epoch)).permutation(len(augmented)).tolist()
+            order = _order(augmented, seed, epoch)
             for batch in _loader(augmented, order, first, settings, fabric, model.tasks):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.rate(state.step, steps)
@@ -267,10 +271,38 @@ def _loop(
                     state.save(folder, model, optimizer)
                     began = time.perf_counter()
     curves.close()
+    if settings.precise_bn:
+        augmented.set_epoch(settings.epochs)
+        last = _loader(augmented, _order(augmented, seed, settings.epochs), 0, settings, fabric, model.tasks)
+        settle(network, (batch.image.to(fabric.device) for batch in last))
     if fabric.is_global_zero:
         final = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         safetensors.torch.save_file(final, weights)
     return state.cost(fabric.device)
+
+
+def _order(augmented: Augmented, seed: int, epoch: int) -> list[int]:
+    """The order of the images in an epoch."""
+    return np.random.default_rng((seed, epoch)).permutation(len(augmented)).tolist()
+
+
+def settle(network: nn.Module, images: Iterable[Float[Tensor, "b 3 h w"]]) -> None:
+    """BatchNorm's running averages as the mean over these batches ("precise BatchNorm": Wu and Johnson, Rethinking "Batch" in
+    BatchNorm, 2021). The weights stay as they are.
+    """
+    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.reset_running_stats()
+        layer.momentum = None  # a plain mean over what follows
+    network.train()
+    with torch.no_grad():
+        for image in images:
+            network(image)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
 
 
 def _scores(model: MultiTask, val: Reader | None, settings: Training, epoch: int) -> dict[str, float]:
