@@ -40,6 +40,12 @@ def test_hitts_has_the_parameters_and_cost_of_table_8():
     model = build_model("segnet", "hitts", CLASSIFIED)
     assert count_parameters(model) == pytest.approx(25.32e6, abs=0.03e6)
     assert giga(model) == pytest.approx(83.14, rel=0.01)
+    assert (count_parameters(model), giga(model)) == (25_305_122, pytest.approx(83.262, abs=0.001))
+
+
+def test_lean_hitts_has_one_coarsening_more_and_costs_less_than_the_baseline():
+    model = build_model("segnet", "hitts", CLASSIFIED, lean=True)
+    assert (count_parameters(model), giga(model)) == (25_305_442, pytest.approx(64.616, abs=0.001))
 
 
 def test_counting_leaves_the_model_as_it_was():

@@ -1,11 +1,16 @@
 """What every decoder must do, for every set of tasks; then what is peculiar to the task tokens."""
 
+import copy
+import weakref
+from dataclasses import replace
+
 import pytest
 import torch
+import torch.nn.functional as F
 
 from multidense.codebook import log_bins, sphere
 from multidense.models import DECODERS, build_model, load_model
-from multidense.models.layers import Coarsen, refine
+from multidense.models.layers import Coarsen, conv3x3, recomputed, refine
 from multidense.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
 from multidense.types import MultidenseError
 
@@ -34,12 +39,15 @@ ABLATIONS = (
 )
 SIZES = ((33, 47), (48, 64))
 
-family = pytest.mark.parametrize("decoder", DECODERS)
+FORMS = {name: {"decoder": name} for name in DECODERS} | {"hitts, lean": {"decoder": "hitts", "lean": True}}
+
+family = pytest.mark.parametrize("decoder", FORMS)
+hitts = pytest.mark.parametrize("decoder", ["hitts", "hitts, lean"])
 task_sets = pytest.mark.parametrize("tasks", TASK_SETS.values(), ids=TASK_SETS.keys())
 
 
 def small(decoder, tasks, **options):
-    return build_model("segnet", decoder, tasks, width=0.125, seed=0, **options)
+    return build_model("segnet", tasks=tasks, width=0.125, seed=0, **(FORMS[decoder] | options))
 
 
 def images(count=2, size=(48, 64)):
@@ -120,33 +128,100 @@ def test_permuting_the_tasks_permutes_the_outputs(decoder, tasks):
             torch.testing.assert_close(getattr(other, kind)[name], value)
 
 
+@hitts
 @pytest.mark.parametrize("ablation", ABLATIONS, ids=lambda switches: "+".join(switches))
-def test_every_ablation_runs_and_leaves_no_parameter_without_a_gradient(ablation):
-    model = small("hitts", TASK_SETS["classified"], **ablation)
-    assert model.spec["options"] == ablation
+def test_every_ablation_runs_and_leaves_no_parameter_without_a_gradient(decoder, ablation):
+    model = small(decoder, TASK_SETS["classified"], **ablation)
+    assert ablation.items() <= model.spec["options"].items()
     assert every_parameter_gets_a_gradient(model, of=["logits", "confidence"])
 
 
+@hitts
 @pytest.mark.parametrize("ablation", ABLATIONS[:5], ids=lambda switches: "+".join(switches))
-def test_a_switched_off_part_takes_its_parameters_with_it(ablation):
-    whole = small("hitts", TASK_SETS["classified"])
-    part = small("hitts", TASK_SETS["classified"], **ablation)
+def test_a_switched_off_part_takes_its_parameters_with_it(decoder, ablation):
+    whole = small(decoder, TASK_SETS["classified"])
+    part = small(decoder, TASK_SETS["classified"], **ablation)
     assert {name for name, _ in part.named_parameters()} < {name for name, _ in whole.named_parameters()}
 
 
-def test_the_tokens_learn_in_training_mode():
-    model = small("hitts", TASK_SETS["classified"]).train()
+@hitts
+def test_the_tokens_learn_in_training_mode(decoder):
+    model = small(decoder, TASK_SETS["classified"]).train()
     sum(logits.square().mean() for logits in model(images()).logits.values()).backward()
     assert all(token.grad.norm() > 1e-6 for token in model.decoder.tokens.values())
 
 
-def test_hitts_returns_tokens_confidence_and_score_maps():
+def as_printed(decoder, finest):
+    """Logits and features by the decoder's parameters, in plain words: whole maps are mixed, every product is written out."""
+    shared = decoder.coarsen(finest) if decoder.coarsen else finest
+    tokens, coarse = decoder.global_tokens(), decoder.query.coarsen(shared)
+    gates = torch.einsum("tc,bchw->bthw", tokens, coarse).sigmoid()
+    gates = refine(gates, decoder.query.coarsen.stride, shared.shape[-2:])
+    affinity = decoder.inter_task.affinity(tokens)
+    mixed = torch.einsum("ij,bjchw->bichw", affinity, gates[:, :, None] * shared[:, None])
+    logits, features = {}, {}
+    for index, (name, intra) in enumerate(decoder.intra_task.items()):
+        feature, token = decoder.inter_task.convs[name](mixed[:, index]), (affinity @ tokens)[index]
+        grids = {role: intra.coarsen[role](feature) for role in ("query", "key", "value")}
+        query, key, value = (
+            intra.project[role](torch.cat([token.expand(len(finest), 1, -1), grid.flatten(2).mT], 1))
+            for role, grid in grids.items()
+        )
+        seen = (query @ key.mT / query.shape[-1] ** 0.5).softmax(2) @ value
+        context = intra.to_feature(seen[:, 1:]).mT.unflatten(2, grids["query"].shape[-2:])
+        feature = intra.conv(feature + refine(context, intra.stride, feature.shape[-2:]))
+        if decoder.coarsen:
+            feature = finest + refine(feature, 2, finest.shape[-2:])
+        fine = decoder.fine_grained[name]
+        phi = fine.tokens(intra.to_token(seen[:, 0]))
+        scores = torch.einsum("bkc,bchw->bkhw", phi, fine.coarsen(feature))
+        scores = refine(scores, fine.coarsen.stride, finest.shape[-2:])
+        logits[name], features[name] = fine.to_logits(fine.to_maps(feature) * F.softplus(scores)), feature
+    return {"logits": logits, "features": features}
+
+
+@hitts
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_what_is_computed_is_what_is_printed_forward_and_backward(decoder, size):
+    model = small(decoder, TASK_SETS["classified"]).double().train()
+    maps = model.backbone(images(2, size).double())
+    found = []
+    for form in (lambda part, maps: vars(part(maps, size)), lambda part, maps: as_printed(part, maps.maps[0])):
+        part, finest = copy.deepcopy(model.decoder), maps.maps[0].detach().requires_grad_()
+        outputs = form(part, replace(maps, maps=(finest, *maps.maps[1:])))
+        generator = torch.Generator().manual_seed(2)
+        values = [*outputs["logits"].values(), *outputs["features"].values()]
+        sum((value * torch.rand(value.shape, generator=generator).to(value)).sum() for value in values).backward()
+        found.append([*values, finest.grad, *(p.grad for p in part.parameters() if p.grad is not None)])
+    for ours, printed in zip(*found, strict=True):
+        torch.testing.assert_close(ours, printed, rtol=1e-6, atol=1e-8)
+
+
+def test_what_backward_makes_again_is_not_kept():
+    conv, gate, shared, made = conv3x3(4, 4), torch.rand(1, 1, 8, 8, requires_grad=True), torch.rand(1, 4, 8, 8), []
+
+    def multiply(gate, shared):
+        product = gate * shared
+        made.append(weakref.ref(product))
+        return product
+
+    loss = recomputed(conv, multiply, gate, shared).square().sum()
+    assert made[0]() is None
+    found = torch.autograd.grad(loss, (gate, *conv.parameters()))
+    expected = torch.autograd.grad(conv(gate * shared).square().sum(), (gate, *conv.parameters()))
+    for ours, plain in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, plain)
+    assert len(made) == 2
+
+
+@hitts
+def test_hitts_returns_tokens_confidence_and_score_maps(decoder):
     tasks = TASK_SETS["classified"]
-    outputs = small("hitts", tasks)(images(2, (33, 47)))
+    outputs = small(decoder, tasks)(images(2, (33, 47)))
     for task in tasks:
         assert outputs.tokens[task.name].shape == (2, 8)
         assert outputs.fine_tokens[task.name].shape == (2, task.channels, 8)
-        assert outputs.score_maps[task.name].shape == (2, task.channels, 33, 47)
+        assert outputs.score_maps[task.name].shape == (2, task.channels, 17, 24)
         confidence = outputs.confidence[task.name]
         assert confidence.shape == (2, 1, 33, 47)
         torch.testing.assert_close(
@@ -160,7 +235,7 @@ def test_score_maps_are_the_fine_grained_tokens_times_the_coarsened_feature():
     outputs = model(images())
     coarse = model.decoder.fine_grained["semseg"].coarsen(outputs.features["semseg"])
     scores = torch.einsum("bkc,bchw->bkhw", outputs.fine_tokens["semseg"], coarse)
-    torch.testing.assert_close(outputs.score_maps["semseg"], refine(scores, 2, (48, 64)))
+    torch.testing.assert_close(outputs.score_maps["semseg"], scores)
 
 
 def test_mixing_the_gates_is_mixing_the_features():

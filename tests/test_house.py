@@ -22,8 +22,8 @@ LAYERS = {
     "data": "data",
     "models": "models",
     "learning": "objective balancing regularizers thresholds",
-    "running": "train checkpoint store discovery evaluation quality predict",
-    "telling": "results report curves tables quality_figures",
+    "running": "train checkpoint store discovery evaluation quality tokens predict",
+    "telling": "results report curves tables quality_figures token_figures check_page",
     "surface": "config recipe run cli recipes __init__ __main__",
 }
 MAY_IMPORT = {

@@ -155,6 +155,7 @@ def report(arguments: list[str]) -> None:
     parser = _parser("report", report)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--out", help="the page (default: RUN/report.html)")
+    parser.add_argument("--tokens", action="store_true", help="look at what the task tokens of the networks say")
     options = parser.parse_args(arguments)
     from multidense.report import write_report
     from multidense.types import MultidenseError
@@ -162,21 +163,66 @@ def report(arguments: list[str]) -> None:
     for folder in options.runs:
         if not (Path(folder) / "run.json").exists():
             raise MultidenseError(f"{folder} holds no finished run: there is no run.json in it")
+    if options.tokens:
+        from multidense.progress import reporter
+        from multidense.run import Run
+
+        for folder in options.runs:
+            Run.open(Path(folder)).look_at_tokens(reporter())
     print(write_report([Path(folder) for folder in options.runs], Path(options.out) if options.out else None))
 
 
 def data(arguments: list[str]) -> None:
-    """label: say which images may use which labels; show: look at images and labels"""
+    """check: find what is wrong with files; show: look at them; label: say which images may use which labels"""
     from multidense.types import MultidenseError
 
     if arguments[:1] == ["label"]:
         data_label(arguments[1:])
     elif arguments[:1] == ["show"]:
         data_show(arguments[1:])
+    elif arguments[:1] == ["check"]:
+        data_check(arguments[1:])
     elif not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: multidense data label|show DATA …\n\nDATA: a description (.yaml) of images, a recipe, a run, or `rooms`.")
+        print("usage: multidense data check|show|label DATA …\n")
+        print("DATA: a description (.yaml) of images, a recipe, a run, or `rooms`.")
     else:
-        raise MultidenseError(f"data: expected 'label' or 'show', found {arguments[0]!r}")
+        raise MultidenseError(f"data: expected 'check', 'show' or 'label', found {arguments[0]!r}")
+
+
+def data_check(arguments: list[str]) -> None:
+    """read everything once and list what is wrong; exit status 1 where anything is"""
+    parser = _parser("data check", data_check)
+    parser.add_argument(
+        "data", metavar="DATA", help="a description (.yaml) of your own images, a recipe that names one, or a run"
+    )
+    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all)")
+    parser.add_argument("--root", help="where the described files lie")
+    parser.add_argument("--out", help="a page (.html) with the same, shares and pictures")
+    parser.add_argument("--near", type=float, help="likeness of near-duplicates (default: 0.85; 1: only equal images)")
+    parser.add_argument("--processes", type=int, help="how many read side by side (default: as many as there are cores)")
+    options = parser.parse_args(arguments)
+    from multidense import check_page
+    from multidense.config import is_recipe, load_recipe
+    from multidense.data.check import NEAR, check
+    from multidense.progress import reporter
+    from multidense.types import MultidenseError
+
+    description, root, tasks, path = options.data, options.root, None, Path(options.data)
+    if options.out and Path(options.out).suffix.lower() not in (".html", ".htm"):
+        raise MultidenseError(f"--out should end in .html, found {options.out}")
+    if (path / "recipe.yaml").exists() or is_recipe(path):
+        recipe = load_recipe(path if path.is_file() else path / "recipe.yaml")
+        description, root, tasks = recipe.data.description, root or recipe.data.root, recipe.task_objects()
+    if description is None or options.data == "rooms":
+        raise MultidenseError(f"{options.data} renders its images and has no files to check; name a description of files")
+    near = NEAR if options.near is None else options.near
+    found = check(description, options.splits, tasks, root, options.processes, near, reporter())
+    print(check_page.text(found))
+    if options.out:
+        check_page.write_page(found, Path(options.out))
+        print(options.out)
+    if found.errors:
+        sys.exit(1)
 
 
 def data_label(arguments: list[str]) -> None:

@@ -16,7 +16,7 @@ from statistics import mean
 
 import jinja2
 
-from multidense import curves, quality_figures, tables
+from multidense import curves, quality_figures, tables, token_figures
 from multidense.files import read_json, write_text
 from multidense.pictures import file_url
 from multidense.results import Results, delta_mtl
@@ -191,6 +191,7 @@ def describe(runs: Sequence[Run]) -> dict:
         "splits": _splits(runs, list(dict.fromkeys(column.group for column in scores.columns))),
         "discovered": [(run, tables.discovered_table(run.manifest["tasks"])) for run in runs if run.manifest],
         "quality": quality_figures.figures(runs),
+        "tokens": token_figures.figures(runs, _students(runs)),
         "plots": curves.plot_groups([(each.label, each.colour, each.dash, each.history) for each in entries]),
         "frame": curves,
         "cost": tables.cost_table(rows),

@@ -1,9 +1,9 @@
-"""What the tokens of a network say: affinities, confidence before and after them, and where they look (Figures 7, 8, 11, 13, 14).
+"""What the tokens of a network say: affinities, confidence before and after them, where they look. Figures 7, 8, 11, 13, 14.
 
-NETWORK/tokens/tokens.json              every number, for the whole of some images together
-NETWORK/tokens/SPLIT/ID/TASK.MAP.png    maps of a few of them: before, even, after, gate, trust, score-CATEGORY; input.png, TASK.truth.png
+NETWORK/tokens/tokens.json              every number, over some images together
+NETWORK/tokens/SPLIT/ID/TASK.MAP.png    maps of a few: truth, before, even, after, gate, trust, score-CATEGORY; input.png
 
-A decoder without tokens has nothing to say, and one with some of its parts switched off says what is left. Nothing trains by it.
+A decoder without tokens has nothing to say; one with some parts switched off says what is left. Nothing is trained by it.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image
-from scipy.stats import spearmanr
+from scipy.stats import rankdata, spearmanr
 from torch import Tensor
 
 from multidense import pictures
@@ -39,8 +39,12 @@ PICTURED = 3
 """Images of which maps are drawn."""
 CATEGORIES = 4
 """Fine-grained tokens of one task whose maps are drawn for an image: those of the categories that cover most of it."""
+PIXELS = 500
+"""Pixels of each image by which it is asked whether tokens find their categories."""
 WIDEST = 160
 """Maps are drawn at most this wide."""
+LEVELS = 48
+"""Steps of colour in a map: as many as the eye tells apart, and a third of the bytes in the page."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,22 @@ def separation(seen: Confidences) -> float | None:
     return float((right * (wrong.cumsum(0) - wrong / 2)).sum() / pairs) if pairs > 0 else None
 
 
+def finding(scores: Float[Tensor, "n k"], category: Int[Tensor, " n"]) -> float | None:
+    """How well each fine-grained token's score finds the pixels of its own category, as the mean area under the ROC curve.
+
+    That is the chance that it is higher in a pixel of the category than in another: 1 is perfect, 0.5 chance; below, the token
+    avoids its category, which serves as well where G_i is negative. Over the categories that occur; None where none does.
+    """
+    areas = []
+    for index in range(scores.shape[1]):
+        own = (category == index).numpy()
+        inside, outside = int(own.sum()), int((~own).sum())
+        if inside and outside:
+            ranks = rankdata(scores[:, index].numpy())
+            areas.append((ranks[own].sum() - inside * (inside + 1) / 2) / (inside * outside))
+    return float(sum(areas) / len(areas)) if areas else None
+
+
 def write_tokens(
     model: MultiTask,
     data: Reader,
@@ -143,8 +163,8 @@ def write_tokens(
 ) -> dict | None:
     """Look at the tokens of a network on `images` of `data`, and draw maps of `pictured` ones of them, into `folder`.
 
-    Returns what `folder/tokens.json` holds; None, and nothing written, where the decoder has no tokens. What is there already is
-    kept where it is of the same weights.
+    Returns what `folder/tokens.json` holds; None, and nothing written, where the decoder has no tokens. What is there of the
+    same weights is kept as it is.
     """
     if not len(data):
         raise MultidenseError(f"there is nothing to look at: '{data.name}' has no image in its split '{data.split}'")
@@ -157,13 +177,15 @@ def write_tokens(
     device = next(model.parameters()).device
     training = model.training
     try:
+        first = look(model, data.load(0, ()).image[None].to(device)).outputs
+        if not first.tokens and not first.fine_tokens:
+            return None
+        (folder / "tokens.json").unlink(missing_ok=True)
         for _, samples in reporter.track(
             batches(chosen, batch_size), "looking at tokens", len(chosen), size=lambda item: len(item[0])
         ):
             batch = collate(samples, model.tasks).to(device)
             seen = look(model, batch.image)
-            if not seen.outputs.tokens and not seen.outputs.fine_tokens:
-                return None
             for name, tally in tallies.items():
                 tally.add(seen, batch.targets[name].value, batch.targets[name].valid)
         drawn = [_draw(model, chosen, index, folder) for index in evenly(len(chosen), pictured)]
@@ -188,22 +210,42 @@ class _Tally:
     def __init__(self, task: Task):
         self.task, self.images, self.tokens = task, 0, None
         self.stages: dict[str, tuple[Confidences, list[float]]] = {}
+        self.scored: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def add(self, seen: Look, truth: Tensor, valid: Bool[Tensor, "b 1 h w"]) -> None:
         name = self.task.name
         if name not in seen.outputs.fine_tokens:
             return
-        summed = seen.outputs.fine_tokens[name].double().sum(0).cpu()
+        summed = seen.outputs.fine_tokens[name].cpu().double().sum(0)
         self.tokens = summed if self.tokens is None else self.tokens + summed
         self.images += len(seen.outputs.fine_tokens[name])
+        self._sample(seen.outputs.score_maps[name], seen.outputs.logits[name], truth, valid)
         if not self.task.has_confidence:
             return
         for stage, logits in _stages(seen, name).items():
             value, confidence = found_by(self.task, replace(seen.outputs, logits={name: logits}))
             counted, sums = self.stages.setdefault(stage, (Confidences(), [0.0, 0.0]))
             counted.add(confidence, valid, self.task.distance(value, truth) <= self.task.tolerance)
-            sums[0] += float(confidence.double().sum())
+            sums[0] += float(confidence.cpu().double().sum())
             sums[1] += confidence.numel()
+
+    def _sample(
+        self,
+        scores: Float[Tensor, "b k _ _"],
+        logits: Float[Tensor, "b k h w"],
+        truth: Tensor,
+        valid: Bool[Tensor, "b 1 h w"],
+    ) -> None:
+        """Scores, logits and true categories of some pixels, evenly spread over those whose category is known."""
+        category, tokens = self.task.category(truth), scores.shape[1]
+        if tokens == 1 and self.task.categories == 2:
+            category = 1 - category  # the only token stands for "yes"
+        elif tokens == 1 or tokens != self.task.categories:
+            return
+        known = valid.flatten().nonzero()[:, 0]
+        some = known[:: max(1, len(known) // (PIXELS * len(truth)))]
+        scores, logits = (maps.movedim(1, -1).flatten(0, 2)[some].cpu() for maps in (resize(scores, logits.shape[-2:]), logits))
+        self.scored.append((scores, logits, category.flatten()[some].cpu()))
 
     @property
     def mean(self) -> Float[Tensor, "k c"] | None:
@@ -225,6 +267,9 @@ class _Tally:
         places, shares = principal(self.mean)
         told |= {"cosines": _rounded(cosines(self.mean)), "places": _rounded(places), "variance": _rounded(shares)}
         told["agreement"] = agreement(self.task, self.mean)
+        if self.scored:
+            scores, logits, category = map(torch.cat, zip(*self.scored, strict=True))
+            told |= {"finding": finding(scores, category), "finding_by_logits": finding(logits, category)}
         for stage, (counted, (summed, pixels)) in self.stages.items():
             known, right = int(counted.counts.sum()), 0 if counted.right is None else int(counted.right.sum())
             told[stage] = {
@@ -243,12 +288,13 @@ def categories(task: Task, names: Sequence[str] | None = None) -> tuple[list[str
     """What each logit of a task stands for, in words, and the colour `#rrggbb` in which pictures show it."""
     size, names = task.channels, tuple(names or task.group_names)
     if task.codebook is not None:
-        said = [", ".join(f"{number:.3g}" for number in centre) for centre in task.codebook.tolist()]
+        form = "{:.3g}" if task.codebook.shape[1] == 1 else "{:z.1f}"
+        said = [", ".join(map(form.format, centre)).replace("-", "−") for centre in task.codebook.tolist()]
         values = task.codebook.cpu().T[:, None]
-    elif len(names) == size:
+    elif len(names) == size > 1:
         said, values = list(names), torch.arange(size)[None, None]
-    elif size == 1:
-        said, values = [names[-1]], torch.ones(1, 1, 1)
+    elif len(names) == 2 and size == 1:  # the only logit says "yes"
+        said, values = [names[1]], torch.ones(1, 1, 1)
     else:
         return [f"channel {index}" for index in range(size)], ["#808080"] * size
     picture = task.picture(values.to(task.fill((1, size)).dtype))[0]
@@ -283,6 +329,8 @@ def _draw(model: MultiTask, data: Reader, index: int, folder: Path) -> dict:
     seen = look(model, sample.image[None].to(next(model.parameters()).device))
     named = f"{data.split}/{sample.id.replace('/', '__')}"
     place, tasks = folder / named, {}
+    for old in place.glob("*.png"):
+        old.unlink()
     _save(place / "input.png", pictures.from_image(_small(sample.image[None])[0].cpu().numpy()))
     for task in model.tasks:
         name = task.name
@@ -318,7 +366,8 @@ def _picture(values: Float[Tensor, "1 1 h w"], stretched: bool, path: Path) -> l
     """Draw a map from dark (its lowest value if `stretched`, else 0) to bright (its highest, or 1); its true range."""
     low, high = float(values.min()), float(values.max())
     shown = (values - low) / max(high - low, 1e-12) if stretched else values
-    _save(path, pictures.colour_share(_small(shown)[0, 0].cpu().numpy()))
+    levels = _small(shown).mul(LEVELS).round().div(LEVELS)
+    _save(path, pictures.colour_share(levels[0, 0].cpu().numpy()))
     return [round(low, 4), round(high, 4)]
 
 

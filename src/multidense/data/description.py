@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -146,22 +147,43 @@ def read_description(description: str | Path | Mapping[str, Any]) -> tuple[Secti
 # Splits ---------------------------------------------------------------------------------------------------------------
 
 
-def read_ids(top: Section, split: str, root: Path, images: str) -> list[str]:
-    """The ids of one split, each with an image."""
+def read_splits(top: Section) -> Section:
+    """What the description says of its splits; without a word on them, all images are `train`."""
     splits = top.section("splits") if "splits" in top.data else Section({"train": "rest"}, f"{top.where}, splits")
     if not all(isinstance(name, str) for name in splits.data):
         splits.refuse("the names of splits should be text. Quote them.")
+    return splits
+
+
+def read_ids(
+    top: Section, split: str, root: Path, images: str, tell: Callable[[str, str, list[str]], None] | None = None
+) -> list[str]:
+    """The ids of one split, each with an image.
+
+    `tell(split, message, ids)` hears of ids that stand there twice or lack their image; what is left of them is then returned,
+    instead of all being refused.
+    """
+    splits = read_splits(top)
     if split not in splits.data:
         splits.refuse(f"expected one of {', '.join(map(str, splits.data))}, found '{split}'")
-    listed = {name: _listed(splits, name, root) for name, value in splits.data.items() if not _is_rule(value)}
+
+    def complain(name: str, message: str, ids: list[str]) -> None:
+        if tell is None:
+            splits.refuse(message)
+        tell(name, message, ids)
+
+    needed = splits.data if tell is None or _is_rule(splits.data[split]) else [split]
+    listed = {name: _listed(splits, name, root, complain) for name in needed if not _is_rule(splits.data[name])}
     if split in listed:
-        ids = listed[split]
-        missing = [one for one in ids if not (root / images.replace("{id}", one)).is_file()]
+        missing = [one for one in listed[split] if not (root / images.replace("{id}", one)).is_file()]
         if missing:
             some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-            splits.refuse(f"'{split}' lists ids without an image {root / images}: {some}. Take them out or add the images.")
+            remedy = "Take them out or add the images."
+            complain(split, f"'{split}' lists ids without an image {root / images}: {some}. {remedy}", missing)
+        lacking = set(missing)
+        ids = [one for one in listed[split] if one not in lacking]
     else:
-        ids = _ruled(splits, split, _all_ids(root, images), {one for found in listed.values() for one in found})
+        ids = _ruled(splits, split, ids_of_files(root, images), {one for found in listed.values() for one in found})
     if not ids:
         splits.refuse(f"'{split}' has no image at all. Look at `images` ({root / images}) and at the split.")
     return ids
@@ -171,7 +193,7 @@ def _is_rule(value: object) -> bool:
     return value == "rest" or isinstance(value, Mapping)
 
 
-def _listed(splits: Section, name: str, root: Path) -> list[str]:
+def _listed(splits: Section, name: str, root: Path, complain: Callable[[str, str, list[str]], None]) -> list[str]:
     """The ids of a split that is a list, or a text file with one id a line (blank lines and # comments do not count)."""
     ids = splits.data[name]
     if isinstance(ids, str):
@@ -182,9 +204,10 @@ def _listed(splits: Section, name: str, root: Path) -> list[str]:
         ids = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
     if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
         splits.wrong(name, "a text file, a list of ids, `rest` or {fraction: …, seed: …}", "Quote ids made of digits.")
-    if len(set(ids)) < len(ids):
-        splits.refuse(f"'{name}' lists '{next(one for one in ids if ids.count(one) > 1)}' twice. Leave one of them out.")
-    return ids
+    for one, times in Counter(ids).items():
+        if times > 1:
+            complain(name, f"'{name}' lists '{one}' twice. Leave one of them out.", [one])
+    return list(dict.fromkeys(ids))
 
 
 def _ruled(splits: Section, split: str, every: list[str], taken: set[str]) -> list[str]:
@@ -203,11 +226,11 @@ def _ruled(splits: Section, split: str, every: list[str], taken: set[str]) -> li
     return left
 
 
-def _all_ids(root: Path, images: str) -> list[str]:
-    """The ids of all images whose file names fit the pattern, sorted."""
-    start, *others = (re.escape(part) for part in images.split("{id}"))
+def ids_of_files(root: Path, pattern: str) -> list[str]:
+    """The ids of all files whose names fit the pattern, sorted."""
+    start, *others = (re.escape(part) for part in pattern.split("{id}"))
     fits = re.compile(start + "(?P<id>.+?)" + "(?P=id)".join(others))
-    folder = root / images[: images.index("{id}")].rpartition("/")[0]
+    folder = root / pattern[: pattern.index("{id}")].rpartition("/")[0]
     names = (path.relative_to(root).as_posix() for path in folder.rglob("*") if path.is_file())
     return sorted(found["id"] for name in names if (found := fits.fullmatch(name)))
 

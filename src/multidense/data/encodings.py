@@ -5,11 +5,14 @@ from __future__ import annotations
 import struct
 import zlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from jaxtyping import Bool, Int, Num, Shaped
 from PIL import Image
 
 from multidense.data.description import Interval, Section, is_number, is_whole
@@ -23,9 +26,16 @@ VOID = 255
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Encoding(ABC):
-    """How one task's labels are stored and what their numbers mean. `where` names its place in the description."""
+    """How one task's labels are stored and what their numbers mean. `where` names its place in the description.
+
+    What a check tells of labels is said here too: `kinds`, what valid pixels are counted by; `measured`, the numbers whose
+    range is worth knowing, in `measure`; `suspicions`, what is legal but hardly meant.
+    """
 
     keys: ClassVar[tuple[str, ...]] = ("files", "resize")
+    measure: ClassVar[str] = ""
+    every_kind: ClassVar[bool] = False
+    """Whether a kind that never occurs is worth a warning."""
 
     name: str
     where: str
@@ -52,6 +62,27 @@ class Encoding(ABC):
     def meaning(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values in the task's own units, and where they are valid."""
 
+    @property
+    @abstractmethod
+    def kinds(self) -> tuple[str, ...]:
+        """What valid pixels are counted by, in order."""
+
+    @abstractmethod
+    def count(self, values: Num[np.ndarray, "h w *c"], valid: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " k"]:
+        """How many valid pixels are of each kind."""
+
+    @abstractmethod
+    def measured(self, values: Num[np.ndarray, "h w *c"], valid: Bool[np.ndarray, "h w"]) -> Num[np.ndarray, " n"]:
+        """The numbers of valid pixels whose range is worth knowing; none where kinds say it all."""
+
+    def suspicions(self, stored: Shaped[np.ndarray, "h w *c"]) -> Iterator[tuple[str, str]]:
+        """What is legal in a label but hardly meant: (what was found, what to do)."""
+        yield from ()
+
+    def colours(self, path: Path) -> dict[int, str]:
+        """The colours (#rrggbb) of the ids that a palette picture uses; empty for all other files."""
+        return {}
+
     def task(self) -> Task:
         """The task without a codebook."""
         return TASKS[self.name]()
@@ -69,6 +100,9 @@ class ClassMap(Encoding):
     """
 
     keys = (*Encoding.keys, "classes", "void", "first", "remap")
+    every_kind = True
+    between: ClassVar[float] = 0.12
+    """Share of changes of class beyond which a map was made by mixing ids; true maps stay below 0.07, mixed ones above 0.2."""
 
     classes: int
     table: np.ndarray
@@ -107,7 +141,9 @@ class ClassMap(Encoding):
         if path.suffix.lower() in (".jpg", ".jpeg"):
             raise MultidenseError(f"{path}: class ids should be stored without loss, found JPEG. Save them as PNG.")
         if array.ndim != 2 or array.dtype.kind not in "uib":
-            raise MultidenseError(f"{path}: class ids should be whole numbers [h w], found {array.dtype} {list(array.shape)}")
+            raise MultidenseError(
+                f"{path}: class ids should be whole numbers [h w], found {array.dtype} {list(array.shape)}. Save integers."
+            )
         ids = array.astype(np.int64)
         classes = np.where((ids >= 0) & (ids < len(self.table)), self.table[ids.clip(0, len(self.table) - 1)], -1)
         if (classes < 0).any():
@@ -120,11 +156,41 @@ class ClassMap(Encoding):
                 remedy = f"Correct `classes`, or add `void`, `first` or `remap` to {self.where}" + (
                     "; 255 is likely void." if 255 in strange else "."
                 )
+                if mode == "P":
+                    remedy += " It is a palette picture, whose indices count, not its colours: save the ids themselves."
+                elif len(strange) > 8:
+                    remedy += " So many ids look mixed: resize to the nearest pixel only, and never save ids with loss."
             raise MultidenseError(f"{path}: class ids should be one of the {self.classes} announced, found {some}. {remedy}")
         return classes.astype(np.uint8)
 
     def meaning(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return stored, stored != VOID
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return self.names or tuple(f"class {number}" for number in range(self.classes))
+
+    def count(self, values: Num[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " k"]:
+        return np.bincount(values[valid], minlength=self.classes)
+
+    def measured(self, values: Num[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Num[np.ndarray, " n"]:
+        return np.empty(0)
+
+    def suspicions(self, stored: Shaped[np.ndarray, "h w"]) -> Iterator[tuple[str, str]]:
+        """Ids that were mixed: a pixel whose id lies between those of its two neighbours, too often."""
+        share = max(_mixed(stored), _mixed(stored[::2, ::2]))  # the second one for maps that were doubled afterwards
+        if share > self.between:
+            found = f"class ids look mixed at {share:.0%} of the borders, as by smooth resizing or JPEG"
+            yield found, "Make the file again from the original ids, resized to the nearest pixel only and saved without loss."
+
+    def colours(self, path: Path) -> dict[int, str]:
+        if path.suffix.lower() == ".npy":
+            return {}
+        with Image.open(path) as picture:
+            if picture.mode != "P":
+                return {}
+            palette, used = bytes(picture.getpalette("RGB") or []), np.unique(np.asarray(picture)).tolist()
+        return {one: f"#{palette[3 * one : 3 * one + 3].hex()}" for one in used if 3 * one + 3 <= len(palette)}
 
     def task(self) -> Task:
         return TASKS[self.name](self.classes, names=self.names)
@@ -146,6 +212,11 @@ class Metres(Encoding):
     """
 
     keys = (*Encoding.keys, "unit", "scale", "invalid", "inverse", "max")
+    measure = "m"
+    steps: ClassVar[tuple[float, ...]] = (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64)
+    """Bounds of the kinds, in metres."""
+    likely: ClassVar[tuple[float, float]] = (0.03, 300.0)
+    """Between these metres lies the median of what is measured: beyond, the unit is taken for wrong by a factor of 1000."""
 
     scale: float
     invalid: tuple[float | int, ...]
@@ -175,15 +246,54 @@ class Metres(Encoding):
         return _plane(path, array, mode, "depth")
 
     def meaning(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        metres, valid = self._measurements(stored)
+        if self.most != np.inf:
+            valid &= metres <= self.most
+        return metres, valid
+
+    def _measurements(self, stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         metres = stored.astype(np.float32) * np.float32(self.scale)
         valid = np.isfinite(metres) & (metres > 0)
         for number in self.invalid:
             valid &= stored != number
         if self.inverse:
             metres = 1 / np.where(valid, metres, 1)
-        if self.most != np.inf:
-            valid &= metres <= self.most
         return metres, valid
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        between = (f"{low:g}–{high:g} m" for low, high in pairwise(self.steps))
+        return f"below {self.steps[0]:g} m", *between, f"{self.steps[-1]:g} m and more"
+
+    def count(self, values: Num[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " k"]:
+        return np.bincount(np.searchsorted(self.steps, values[valid], side="right"), minlength=len(self.steps) + 1)
+
+    def measured(self, values: Num[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Num[np.ndarray, " n"]:
+        return values[valid]
+
+    def suspicions(self, stored: Num[np.ndarray, "h w"]) -> Iterator[tuple[str, str]]:
+        """Numbers that are not finite or negative and not announced as `invalid`; medians that only another unit explains."""
+        announced = np.isin(stored, self.invalid)
+        strange, negative = ~np.isfinite(stored), (stored < 0) & np.isfinite(stored) & ~announced
+        if strange.any() and np.isfinite(self.invalid).all():
+            remedy = f"If they mean unknown, add .nan to `invalid` in {self.where}; otherwise make the file again."
+            yield f"depth should be finite, found {strange.sum()} pixels that are not", remedy
+        if negative.any():
+            least = stored[negative].min()
+            remedy = f"If they mean unknown, add {least:g} to `invalid` in {self.where}; otherwise make the file again."
+            yield f"depth should be positive, found {negative.sum()} negative pixels, the least {least:g}", remedy
+        metres, valid = self._measurements(stored)
+        if self.inverse or not valid.any():
+            return
+        median = float(np.median(metres[valid]))
+        if not self.likely[0] <= median <= self.likely[1]:
+            unit, factor = ("mm", 0.001) if median > self.likely[1] else ("m", 1)
+            called = {1.0: "metres", 0.01: "centimetres", 0.001: "millimetres"}.get(self.scale, f"steps of {self.scale:g} m")
+            found = f"depth called {called} looks like another unit, found a median of {median:,.4g} m"
+            remedy = (
+                f"Correct `unit` in {self.where} (in {unit} it would be {median / self.scale * factor:.3g} m), or the file."
+            )
+            yield found, remedy
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -200,6 +310,7 @@ class Directions(Encoding):
         "right": (0, 1), "left": (0, -1), "up": (1, 1), "down": (1, -1), "viewer": (2, 1), "into": (2, -1),
     }  # fmt: skip
     """House axis and sign of every word."""
+    measure = "length"
 
     order: tuple[int, int, int]
     signs: tuple[int, int, int]
@@ -229,7 +340,10 @@ class Directions(Encoding):
         if mode == "npy" and array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3:
             array = array.transpose(1, 2, 0)
         if array.ndim != 3 or array.shape[2] != 3 or array.dtype.kind not in "uif":
-            raise MultidenseError(f"{path}: normals should have three channels, found mode '{mode}', {list(array.shape)}")
+            raise MultidenseError(
+                f"{path}: normals should have three channels, found mode '{mode}', {list(array.shape)}. "
+                "Save an RGB PNG, or .npy [h w 3]."
+            )
         expected = self.encoding or ("float" if mode == "npy" else "unit8")
         if (expected == "float") != (array.dtype.kind == "f") or (expected == "unit8" and array.dtype != np.uint8):
             raise MultidenseError(f"{path}: expected {expected}, found {array.dtype}. Correct `encoding` in {self.where}.")
@@ -242,6 +356,41 @@ class Directions(Encoding):
         signs = np.array(self.signs, np.float32)
         return (house * (signs / 127.5) - signs if stored.dtype == np.uint8 else house * signs), valid
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.axes)
+
+    def count(self, values: Num[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " k"]:
+        """By the axis that a vector is nearest to."""
+        vectors = values[valid]
+        along = np.abs(vectors).argmax(-1)
+        backward = np.take_along_axis(vectors, along[:, None], 1)[:, 0] < 0
+        return np.bincount(2 * along + backward, minlength=len(self.axes))
+
+    def measured(self, values: Num[np.ndarray, "h w 3"], valid: Bool[np.ndarray, "h w"]) -> Num[np.ndarray, " n"]:
+        return np.linalg.norm(values[valid], axis=-1)
+
+    def suspicions(self, stored: Num[np.ndarray, "h w 3"]) -> Iterator[tuple[str, str]]:
+        """Vectors that are not finite, not of unit length (a twentieth off by more than 0.1), or mostly turned away."""
+        vectors, valid = self.meaning(stored)
+        finite = np.isfinite(vectors).all(-1)
+        if (valid & ~finite).any():
+            remedy = f"Write what is unknown as `invalid` in {self.where}, {list(self.invalid)}."
+            yield f"normals should be finite, found {(valid & ~finite).sum()} pixels that are not", remedy
+        valid &= finite
+        if not valid.any():
+            return
+        off = valid & (np.abs(np.linalg.norm(vectors, axis=-1) - 1) > 0.1)
+        if (share := off.sum() / valid.sum()) > 0.05:
+            triples, counts = np.unique(stored[off], axis=0, return_counts=True)
+            remedy = f"Correct `encoding` in {self.where}, or normalise the vectors."
+            if counts.max() > off.sum() / 2:
+                remedy += f" If {triples[counts.argmax()].tolist()} means unknown, say so: `invalid`."
+            yield f"normals should have unit length, found {share:.0%} of the valid pixels off by more than 0.1", remedy
+        elif (away := (vectors[..., 2][valid] < 0).mean()) > 0.5:
+            remedy = f"Look at `axes` in {self.where}: is `viewer` meant where `into` stands, or the reverse?"
+            yield f"normals of what is seen should face the viewer, found {away:.0%} turned away", remedy
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Shares(Encoding):
@@ -252,6 +401,7 @@ class Shares(Encoding):
     """
 
     keys = (*Encoding.keys, "positive", "ignore")
+    measure = "share"
 
     positive: Interval | None
     ignore: Interval | None
@@ -265,7 +415,10 @@ class Shares(Encoding):
             array, mode = array[..., 0], "L"
         array = _plane(path, array, mode, "a map of shares")
         if array.dtype.kind == "f" and (array[np.isfinite(array)].size == 0 or np.nanmin(array) < 0 or np.nanmax(array) > 1):
-            raise MultidenseError(f"{path}: shares should lie in 0 … 1, found {np.nanmin(array):g} … {np.nanmax(array):g}")
+            raise MultidenseError(
+                f"{path}: shares should lie in 0 … 1, found {np.nanmin(array):g} … {np.nanmax(array):g}. "
+                "Divide by what means 1."
+            )
         if array.dtype.kind == "i":
             raise MultidenseError(f"{path}: expected 1, 8 or 16 bits or floats in 0 … 1, found {array.dtype}. Convert it.")
         return array
@@ -277,6 +430,25 @@ class Shares(Encoding):
         if self.ignore is not None:
             valid &= ~self.ignore.holds(shares)
         return shares if self.positive is None else self.positive.holds(shares).astype(np.float32), valid
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return ("0–0.2", "0.2–0.4", "0.4–0.6", "0.6–0.8", "0.8–1") if self.positive is None else ("no", "yes")
+
+    def count(self, values: Num[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Int[np.ndarray, " k"]:
+        kinds = len(self.kinds)
+        return np.bincount((values[valid] * kinds).astype(int).clip(0, kinds - 1), minlength=kinds)
+
+    def measured(self, values: Num[np.ndarray, "h w"], valid: Bool[np.ndarray, "h w"]) -> Num[np.ndarray, " n"]:
+        return values[valid]
+
+    def suspicions(self, stored: Num[np.ndarray, "h w"]) -> Iterator[tuple[str, str]]:
+        """Pictures whose largest number is what fewer bits would call white."""
+        white = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1
+        most = stored.max()
+        if white > 1 and most and most in (1, 255) and most < white:
+            found = f"white should be {white}, found nothing above {most}"
+            yield found, f"Multiply by {white // most}, or save yes and no as a 1-bit PNG."
 
 
 TASKS = {one.name: one for one in (SemanticSegmentation, HumanParts, Depth, Normals, Edges, Saliency)}
@@ -328,6 +500,17 @@ def _plane(path: Path, array: np.ndarray, mode: str, what: str) -> np.ndarray:
     if array.dtype in (np.uint8, np.uint16):
         return array
     return array.astype(np.float32 if array.dtype.kind == "f" else np.int32)
+
+
+def _mixed(ids: np.ndarray) -> float:
+    """Of the changes from one id to another along rows and columns of `[h w]`, the share that goes by an id between the two."""
+    mixed = changes = 0
+    for lines in (ids, ids.T):
+        before, here, after = lines[:, :-2], lines[:, 1:-1], lines[:, 2:]
+        known = (before != VOID) & (here != VOID) & (after != VOID)
+        mixed += ((np.minimum(before, after) < here) & (here < np.maximum(before, after)) & known).sum()
+        changes += ((here != after) & known).sum()
+    return mixed / changes if changes >= 100 else 0.0  # fewer say nothing
 
 
 def nearest(array: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -43,8 +43,9 @@ class Folder(Reader):
 
     `tasks`: those to read; by default all that are described, without codebooks. `size` (height, width): images are resized
     with antialiasing, labels to the nearest pixel, both whole (another aspect is stretched); by default everything keeps its
-    own size. `root` overrides where the files are. `cache` keeps what was read in memory, up to 2 GiB. A label in which nothing
-    is valid (all depth zero) leaves its image annotated, and warns.
+    own size. `root` overrides where the files are. `cache` keeps what was read in memory, up to 2 GiB. `ids`: read these images
+    instead of those that the split names. A label in which nothing is valid (all depth zero) leaves its image annotated, and
+    warns.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Folder(Reader):
         size: tuple[int, int] | None = None,
         root: str | Path | None = None,
         cache: bool = True,
+        ids: Sequence[str] | None = None,
     ):
         top, beside, name = read_description(description)
         if size is not None and (len(size) != 2 or min(size) < 1):
@@ -64,7 +66,7 @@ class Folder(Reader):
         self.root = Path(root if root is not None else beside / top.text("root", "")).expanduser()
         if not self.root.is_dir():
             raise MultidenseError(f"{top.where}: the folder {self.root} is not there. Correct `root`, or pass root=.")
-        self._images = top.pattern("images", self.root)
+        self.images = top.pattern("images", self.root)
 
         described = top.section("tasks", tuple(ENCODINGS))
         encodings = {
@@ -78,15 +80,12 @@ class Folder(Reader):
                 some = ", ".join(encodings) or "nothing"
                 described.refuse(f"no '{task.name}' is described, only {some}. Describe it or leave it out.")
             encodings[task.name].agree(task)
-        self._encodings = {task.name: encodings[task.name] for task in self.tasks}
-        self.class_names = {name: names for name, one in self._encodings.items() if (names := one.names)}
+        self.encodings = {task.name: encodings[task.name] for task in self.tasks}
+        self.class_names = {name: names for name, one in self.encodings.items() if (names := one.names)}
 
-        self.ids = read_ids(top, split, self.root, self._images)
-        self._annotated = [
-            frozenset(name for name, encoding in self._encodings.items() if self._path(encoding.files, one).is_file())
-            for one in self.ids
-        ]
-        for name, encoding in self._encodings.items():
+        self.ids = read_ids(top, split, self.root, self.images) if ids is None else list(ids)
+        self._annotated = [frozenset(name for name in self.encodings if self.file(one, name).is_file()) for one in self.ids]
+        for name, encoding in self.encodings.items():
             if not any(name in labelled for labelled in self._annotated):
                 warnings.warn(f"{encoding.where}: no image of the split '{split}' has a label", stacklevel=2)
         self._memory = Memory() if cache else Memory(limit=0)
@@ -97,7 +96,7 @@ class Folder(Reader):
         return self._annotated[index]
 
     def load(self, index: int, tasks: Iterable[str]) -> Sample:
-        kept = self._memory.recall((index, None), lambda: self._read_image(index))
+        kept = self._memory.recall((index, None), lambda: self.read_image(index))
         wanted = self._annotated[index].intersection(tasks)
         return Sample(
             image=torch.from_numpy(kept["image"]).float().div_(255),
@@ -117,16 +116,18 @@ class Folder(Reader):
             "length": len(self),
             "size": None if self.size is None else list(self.size),
             "tasks": [task.name for task in self.tasks],
-            "labelled": {name: sum(name in has for has in self._annotated) for name in self._encodings},
+            "labelled": {name: sum(name in has for has in self._annotated) for name in self.encodings},
             "description": self._fingerprint,
         }
 
-    def _path(self, pattern: str, one: str) -> Path:
+    def file(self, one: str, task: str | None = None) -> Path:
+        """Where the image with the id `one`, or its label for a task, lies or would lie."""
+        pattern = self.images if task is None else self.encodings[task].files
         return self.root / pattern.replace("{id}", one)
 
-    def _read_image(self, index: int) -> dict[str, np.ndarray]:
-        """`image` uint8 `[3 h w]`, and its `native` (height, width) before it was resized."""
-        path = self._path(self._images, self.ids[index])
+    def read_image(self, index: int) -> dict[str, np.ndarray]:
+        """`image` uint8 `[3 h w]`, and its `native` (height, width) before it was resized. MultidenseError if it is broken."""
+        path = self.file(self.ids[index])
         picture = read_picture(path)
         if picture.mode.startswith(("I", "F")):
             raise MultidenseError(f"{path}: an image should have 8 bits a channel, found mode '{picture.mode}'. Convert it.")
@@ -138,14 +139,18 @@ class Folder(Reader):
 
     def _label(self, index: int, name: str, native: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Values in the task's units and where they are valid; kept in memory as stored, interpreted on every use."""
-        kept = self._memory.recall((index, name), lambda: {"stored": self._read_label(index, name, native)})
-        return self._encodings[name].meaning(kept["stored"])
+        kept = self._memory.recall((index, name), lambda: {"stored": self.read_label(index, name, native)})
+        return self.encodings[name].meaning(kept["stored"])
 
-    def _read_label(self, index: int, name: str, native: np.ndarray) -> np.ndarray:
-        encoding = self._encodings[name]
-        path = self._path(encoding.files, self.ids[index])
+    def read_label(self, index: int, name: str, native: np.ndarray | None) -> np.ndarray:
+        """A label as stored, `[h w]` or `[h w 3]`, at the reader's size, else at the `native` (height, width) of its image,
+        else (None) at its own. MultidenseError if it is broken, means something else or has another size than its image.
+        """
+        encoding = self.encodings[name]
+        path = self.file(self.ids[index], name)
         stored = encoding.stored(path, *read_array(path))
-        (height, width), (h, w) = native.tolist(), stored.shape[:2]
+        h, w = stored.shape[:2]
+        height, width = (h, w) if native is None else native.tolist()
         if (height, width) != (h, w) and not encoding.resize:
             raise MultidenseError(
                 f"{path}: the label should be as large as its image, {height}x{width} (height x width), found {h}x{w}. "

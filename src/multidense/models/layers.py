@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 
 
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -50,3 +54,16 @@ def refine(maps: Float[Tensor, "b c h2 w2"], stride: int, size: tuple[int, int])
     if stride > 1:
         maps = F.interpolate(maps, scale_factor=float(stride), mode="bilinear", align_corners=False)
     return maps[..., : size[0], : size[1]]
+
+
+def recomputed(conv: nn.Conv2d, make: Callable[..., Tensor], *inputs: Tensor) -> Float[Tensor, "b c h w"]:
+    """`conv(make(*inputs))`, where backward makes the input of the convolution again instead of keeping it.
+
+    For a cheap elementwise `make`, whose own inputs are kept anyway: it saves one map at full resolution.
+    """
+    made, again = make(*inputs), partial(make, *inputs)
+    place = id(made)  # the hooks live as long as the graph, and must not hold what they are to spare
+    with saved_tensors_hooks(
+        lambda saved: again if id(saved) == place else saved, lambda kept: kept() if kept is again else kept
+    ):
+        return conv(made)

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from multidense.models.layers import Coarsen, conv3x3, conv_block, initialise_convolutions, refine
+from multidense.models.layers import Coarsen, conv3x3, conv_block, initialise_convolutions, recomputed, refine
 from multidense.ops import resize
 from multidense.task import Task
 from multidense.types import Features, MultidenseError, Outputs
@@ -38,11 +38,15 @@ from multidense.types import Features, MultidenseError, Outputs
 class HierarchicalTaskTokens(nn.Module):
     """The decoder: reads the finest map F_s `[b c h w]`; `Outputs` carries everything that the tokens say.
 
-    features F'_i `[b c h w]`, confidence M^f_i `[b 1 h w]`, tokens θ'_i `[b c]` (after intra-task learning), fine_tokens φ_i
-    `[b k c]`, score_maps φ_i F'_i `[b k h w]`, all at the size of F_s; logits G'_i `[b k height width]` at the image's.
+    features F'_i `[b c h w]` and confidence M^f_i `[b 1 h w]` at the size of F_s; score_maps φ_i F'_i `[b k h2 w2]`,
+    `fine_stride` times coarser; tokens θ'_i `[b c]` (after intra-task learning), fine_tokens φ_i `[b k c]`; logits G'_i
+    `[b k height width]` at the image's size.
 
     `attention_channels` (default c/2) is the width of intra-task attention, `identity_bias` makes the affinities (A + I)/2,
     the three strides trade memory for resolution. The last five switches are the ablations of the paper's Table 5.
+
+    `lean` is not the paper's: query, inter-task and intra-task steps see F_s on a grid twice as coarse (so do their strides),
+    and what a task finds there is enlarged and added to F_s: F'_i = F_s + what was found. Everything after that is the same.
     """
 
     needs_stages = False
@@ -58,6 +62,7 @@ class HierarchicalTaskTokens(nn.Module):
         fine_stride: int = 2,
         attention_channels: int | None = None,
         identity_bias: bool = False,
+        lean: bool = False,
         orthogonal_embeddings: bool = True,
         inter_task: bool = True,
         intra_task: bool = True,
@@ -74,6 +79,7 @@ class HierarchicalTaskTokens(nn.Module):
                 "found both off. Turn one on, or fine_tokens off as well."
             )
         names = [task.name for task in tasks]
+        self.coarsen = Coarsen(width, stride=2) if lean else None
         self.tokens = nn.ParameterDict({name: nn.Parameter(torch.randn(width)) for name in names if global_tokens})
         self.query = Query(width, gate_stride) if global_tokens else None
         self.inter_task = InterTask(names, width, mixes=inter_task and global_tokens, identity_bias=identity_bias)
@@ -86,7 +92,8 @@ class HierarchicalTaskTokens(nn.Module):
         initialise_convolutions(self)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Outputs:
-        shared = features.maps[0]
+        finest = features.maps[0]
+        shared = self.coarsen(finest) if self.coarsen else finest
         tokens = self.global_tokens() if self.query else None
         gates = self.query(tokens, shared) if self.query else None
         tokens, task_features = self.inter_task(tokens, gates, shared)
@@ -94,6 +101,8 @@ class HierarchicalTaskTokens(nn.Module):
         logits, refined, confidence, refined_tokens, fine_tokens, score_maps = {}, {}, {}, {}, {}, {}
         for name, intra_task in self.intra_task.items():
             feature, token = intra_task(task_features[name], tokens.get(name))
+            if self.coarsen:
+                feature = finest + refine(feature, self.coarsen.stride, finest.shape[-2:])
             fine_logits, phi, scores = self.fine_grained[name](feature, token)
             refined[name], logits[name] = feature, resize(fine_logits, size)
             if token is not None:
@@ -152,7 +161,10 @@ class InterTask(nn.Module):
         if self.mixes:
             affinity = self.affinity(tokens)
             tokens, gates = affinity @ tokens, torch.einsum("ij,bjhw->bihw", affinity, gates)
-        features = {name: conv(gates[:, i, None] * shared) for i, (name, conv) in enumerate(self.convs.items())}
+        features = {
+            name: block[1:](recomputed(block[0], torch.mul, gates[:, i, None], shared))
+            for i, (name, block) in enumerate(self.convs.items())
+        }
         return dict(zip(self.convs, tokens, strict=True)), features
 
     def affinity(self, tokens: Float[Tensor, "t c"]) -> Float[Tensor, "t t"]:
@@ -182,15 +194,19 @@ class IntraTask(nn.Module):
         self, feature: Float[Tensor, "b c h w"], token: Float[Tensor, " c"] | None
     ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c"] | None]:
         token = None if token is None else token.expand(len(feature), -1)
-        if self.attends:
-            context, token = self.attention(feature, token)
-            feature = feature + context
-        return self.conv(feature), token
+        if not self.attends:
+            return self.conv(feature), token
+        context, token = self.attention(feature, token)
+        return self.conv[1:](recomputed(self.conv[0], self.residual, feature, context)), token
+
+    def residual(self, feature: Float[Tensor, "b c h w"], context: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b c h w"]:
+        """The feature with what its grid gathered."""
+        return feature + refine(context, self.stride, feature.shape[-2:])
 
     def attention(
         self, feature: Float[Tensor, "b c h w"], token: Float[Tensor, "b c"] | None
-    ) -> tuple[Float[Tensor, "b c h w"], Float[Tensor, "b c"] | None]:
-        """What every position, and the token, gathers from all of them."""
+    ) -> tuple[Float[Tensor, "b c h2 w2"], Float[Tensor, "b c"] | None]:
+        """What every position of the grid, and the token, gathers from all of them."""
         sequences = {}
         for role in ROLES:
             grid = self.coarsen[role](feature)
@@ -200,8 +216,7 @@ class IntraTask(nn.Module):
         attended = F.scaled_dot_product_attention(*sequences.values())[:, 0]
         if token is not None:
             token, attended = self.to_token(attended[:, 0]), attended[:, 1:]
-        context = self.to_feature(attended).transpose(1, 2).unflatten(2, grid.shape[-2:])
-        return refine(context, self.stride, feature.shape[-2:]), token
+        return self.to_feature(attended).transpose(1, 2).unflatten(2, grid.shape[-2:]), token
 
 
 ROLES = ("query", "key", "value")
@@ -229,15 +244,20 @@ class FineGrained(nn.Module):
 
     def forward(
         self, feature: Float[Tensor, "b c h w"], token: Float[Tensor, "b c"] | None
-    ) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k c"] | None, Float[Tensor, "b k h w"] | None]:
+    ) -> tuple[Float[Tensor, "b k h w"], Float[Tensor, "b k c"] | None, Float[Tensor, "b k h2 w2"] | None]:
         """The logits G'_i, the fine-grained tokens φ_i and their score maps φ_i F'_i."""
         maps = self.to_maps(feature)
         if self.mlp is None:
             return self.to_logits(maps), None, None
         phi = self.tokens(token).expand(len(feature), -1, -1)
-        coarse_scores = torch.einsum("bkc,bchw->bkhw", phi, self.coarsen(feature))
-        scores = refine(coarse_scores, self.coarsen.stride, feature.shape[-2:])
-        return self.to_logits(maps * F.softplus(scores)), phi, scores
+        coarse = self.coarsen(feature)
+        rows = coarse.flatten(2).mT @ phi.mT  # pixels first, so that the scores lie in memory as the maps do
+        scores = rows.mT.unflatten(2, coarse.shape[-2:])
+        return recomputed(self.to_logits, self.refined, maps, scores), phi, scores
+
+    def refined(self, maps: Float[Tensor, "b k h w"], scores: Float[Tensor, "b k h2 w2"]) -> Float[Tensor, "b k h w"]:
+        """G_i ⊙ Softplus(φ_i F'_i)."""
+        return maps * F.softplus(refine(scores, self.coarsen.stride, maps.shape[-2:]))
 
     def tokens(self, token: Float[Tensor, "b c"] | None) -> Float[Tensor, "_ k c"]:
         """(3); of one row only, the same for all images, where there are no global tokens."""
