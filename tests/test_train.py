@@ -16,7 +16,7 @@ from multidense.checkpoint import State
 from multidense.data import Augment, Reader, Rooms, Wrapped, partial
 from multidense.models.multitask import weights_hash
 from multidense.progress import Reporter
-from multidense.train import Training, fit
+from multidense.train import Training, fit, settle
 from multidense.types import Sample, Target
 
 SIZE = (32, 48)
@@ -246,3 +246,27 @@ def test_validation_scores_are_in_the_curves_and_change_no_weight(rooms, tmp_pat
     column = head.index("val.semseg.mIoU")
     assert first[column] == ""
     assert float(second[column]) == pytest.approx(md.evaluate(watched, val).scores["semseg.mIoU"], rel=1e-4)
+
+
+# BatchNorm's averages
+
+
+def test_settled_averages_are_the_means_over_all_batches_and_weights_stay():
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4, momentum=0.3))
+    before = net[0].weight.clone()
+    batches = [torch.randn(2, 3, 4, 4) + shift for shift in (0.0, 5.0, 1.0)]
+    settle(net, batches)
+    with torch.no_grad():
+        seen = [net[0](batch).transpose(0, 1).flatten(1) for batch in batches]
+    assert torch.allclose(net[1].running_mean, torch.stack([each.mean(1) for each in seen]).mean(0), atol=1e-5)
+    assert torch.allclose(net[1].running_var, torch.stack([each.var(1) for each in seen]).mean(0), atol=1e-4)
+    assert net[1].momentum == 0.3
+    assert torch.equal(net[0].weight, before)
+
+
+def test_training_ends_with_settled_averages_that_can_be_left_as_they_are(rooms):
+    settled, last = (fit(network("shared"), rooms, epochs=2, batch_size=3, precise_bn=on).state_dict() for on in (True, False))
+    moved = {name for name in settled if not torch.equal(settled[name], last[name])}
+    assert moved
+    assert all(name.endswith(("running_mean", "running_var", "num_batches_tracked")) for name in moved)
+    assert all(torch.isfinite(settled[name]).all() for name in moved)
