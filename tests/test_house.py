@@ -24,7 +24,7 @@ LAYERS = {
     "learning": "objective balancing regularizers thresholds",
     "running": "train checkpoint store discovery evaluation quality tokens predict",
     "telling": "results report curves tables quality_figures token_figures check_page",
-    "surface": "config recipe run cli recipes __init__ __main__",
+    "surface": "config recipe run side_by_side cli recipes __init__ __main__",
 }
 MAY_IMPORT = {
     "ground": {"ground"},

@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import time
 import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
@@ -28,11 +25,12 @@ from multidense.data.subset import Subset, Tasks, evenly
 from multidense.discovery import discover
 from multidense.files import read_json, write_json
 from multidense.models.multitask import MultiTask, build_model, load_model
-from multidense.progress import Reporter, bars, silent
+from multidense.progress import Reporter, silent
 from multidense.quality import judge, on_training_images
 from multidense.recipe import Recipe
 from multidense.report import write_report
 from multidense.results import Results, delta_mtl
+from multidense.side_by_side import train_side_by_side
 from multidense.store import MANIFEST, Discovered
 from multidense.tokens import write_tokens
 from multidense.train import fit
@@ -324,32 +322,8 @@ class Run:
             for name in todo:
                 self.train_network(name, reporter)
             return
-        waiting, running = list(todo), {}
-        with _watch(todo, self.folder, self.recipe) as look:
-            try:
-                while waiting or running:
-                    while waiting and len(running) < self.recipe.processes:
-                        name = waiting.pop(0)
-                        running[name] = self._start(name)
-                    time.sleep(0.3)
-                    look()
-                    for name in [name for name, process in running.items() if process.poll() is not None]:
-                        if running.pop(name).returncode:
-                            raise MultidenseError(_last_words(self.folder / name / "log.txt", name))
-            finally:
-                for process in running.values():
-                    process.terminate()
-                    process.wait()
-
-    def _start(self, name: str) -> subprocess.Popen:
-        place = self.folder / name
-        place.mkdir(parents=True, exist_ok=True)
-        environment = os.environ | {"MULTIDENSE_CHILD_OF": str(os.getpid())}
-        if self.recipe.training.threads:
-            environment["OMP_NUM_THREADS"] = str(self.recipe.training.threads)
-        command = [sys.executable, "-m", "multidense", "train", str(self.folder), "--network", name]
-        with open(place / "log.txt", "w", encoding="utf-8") as log:
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        titles = {name: self.recipe.title(name) for name in todo}
+        train_side_by_side(self.folder, titles, self.recipe.processes, self.recipe.training.threads)
 
 
 def reader_of(recipe: Recipe, split: str) -> Reader:
@@ -359,41 +333,6 @@ def reader_of(recipe: Recipe, split: str) -> Reader:
         return Rooms(tasks, split, size=data.size or (48, 64), length=wanted, seed=data.seed, cache=data.cache)
     reader = Folder(data.description, split, tasks=tasks, size=data.size, root=data.root)
     return Subset(reader, evenly(len(reader), wanted)) if wanted else reader
-
-
-class _watch:
-    """Shows how several trainings in other processes come along: bars on a terminal, lines elsewhere."""
-
-    def __init__(self, names: Sequence[str], folder: Path, recipe: Recipe):
-        self.names, self.folder, self.recipe = names, folder, recipe
-        self.live = bars() if sys.stderr.isatty() else None
-        self.told = {name: (0.0, {}) for name in names}
-
-    def __enter__(self):
-        for name in self.names:
-            (self.folder / name / "progress.json").unlink(missing_ok=True)
-        if self.live:
-            self.live.start()
-            self.rows = {name: self.live.add_task(self.recipe.title(name), total=None, note="") for name in self.names}
-        return self.look
-
-    def look(self) -> None:
-        for name in self.names:
-            try:
-                state = json.loads((self.folder / name / "progress.json").read_text())
-            except (OSError, ValueError):
-                continue
-            title = f"{self.recipe.title(name)}: {state['title']}"
-            if self.live:
-                row = self.rows[name]
-                self.live.update(row, description=title, total=state["total"], completed=state["done"], note=state["note"])
-            elif time.monotonic() - self.told[name][0] > 15 and state != self.told[name][1]:
-                self.told[name] = (time.monotonic(), state)
-                print(f"{title}: {state['done']}/{state['total']}  {state['note']}", file=sys.stderr, flush=True)
-
-    def __exit__(self, *error) -> None:
-        if self.live:
-            self.live.stop()
 
 
 def _same(before: dict, now: dict, begun: Collection[str], folder: Path) -> None:
@@ -407,11 +346,6 @@ def _same(before: dict, now: dict, begun: Collection[str], folder: Path) -> None
     if different:
         told = "; ".join(different[:6]) + (f" and {len(different) - 6} more" if len(different) > 6 else "")
         raise MultidenseError(f"{folder} holds another recipe: {told}. Choose another folder with --out, or delete this one")
-
-
-def _last_words(log: Path, name: str) -> str:
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-    return f"training '{name}' failed: {lines[-1] if lines else 'it said nothing'} (see {log})"
 
 
 def markdown(run: Run) -> str:
