@@ -36,6 +36,7 @@ ABLATIONS = (
     {"fine_tokens": False},
     {"inter_task": False, "intra_task": False, "global_tokens": False, "fine_tokens": False},
     {"identity_bias": True},
+    {"aligned": True},
 )
 SIZES = ((33, 47), (48, 64))
 
@@ -288,3 +289,14 @@ def test_a_stride_or_width_below_one_is_refused(options):
 def test_fine_grained_tokens_made_of_nothing_are_refused():
     with pytest.raises(MultidenseError, match="orthogonal_embeddings or global_tokens"):
         small("hitts", TASK_SETS["one"], orthogonal_embeddings=False, global_tokens=False)
+
+
+def test_an_aligned_refinement_starts_as_the_product_of_maps_and_scores_category_by_category():
+    tasks = TASK_SETS["classified"]
+    model = small("hitts", tasks, aligned=True).eval()
+    with torch.no_grad():
+        outputs = model(images())
+        for task in tasks:
+            maps = model.decoder.fine_grained[task.name].to_maps(outputs.features[task.name])
+            scores = refine(outputs.score_maps[task.name], 2, maps.shape[-2:])
+            assert torch.allclose(outputs.logits[task.name], maps * F.softplus(scores), atol=1e-5)
