@@ -36,7 +36,7 @@ ABLATIONS = (
     {"fine_tokens": False},
     {"inter_task": False, "intra_task": False, "global_tokens": False, "fine_tokens": False},
     {"identity_bias": True},
-    {"aligned": True},
+    {"aligned": False},
 )
 SIZES = ((33, 47), (48, 64))
 

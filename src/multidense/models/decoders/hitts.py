@@ -45,8 +45,8 @@ class HierarchicalTaskTokens(nn.Module):
     `attention_channels` (default c/2) is the width of intra-task attention, `identity_bias` makes the affinities (A + I)/2,
     the three strides trade memory for resolution. The last five switches are the ablations of the paper's Table 5.
 
-    `aligned` starts the last convolution of (4) as the identity: channel k of G_i and row k of φ_i then stand for category k
-    from the first step on. From a random start nothing ties them to it, and they end without a category of their own.
+    `aligned` (default) starts the last convolution of (4) as the identity: channel k of G_i and row k of φ_i then stand for
+    category k from the first step on. From a random start nothing ties them to it, and they end without one of their own.
 
     `lean` is not the paper's: query, inter-task and intra-task steps see F_s on a grid twice as coarse (so do their strides),
     and what a task finds there is enlarged and added to F_s: F'_i = F_s + what was found. Everything after that is the same.
@@ -66,7 +66,7 @@ class HierarchicalTaskTokens(nn.Module):
         attention_channels: int | None = None,
         identity_bias: bool = False,
         lean: bool = False,
-        aligned: bool = False,
+        aligned: bool = True,
         orthogonal_embeddings: bool = True,
         inter_task: bool = True,
         intra_task: bool = True,
