@@ -46,7 +46,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all(backbone, decoder,
 
 
 def test_an_unknown_option_is_answered_with_the_nearest_and_all():
-    with pytest.raises(MultidenseError, match=r"'fine_token'.*did you mean 'fine_tokens'.*Valid are: attention_channels"):
+    with pytest.raises(MultidenseError, match=r"'fine_token'.*did you mean 'fine_tokens'.*Valid are: aligned, attention"):
         build_model("segnet", "hitts", TASKS, fine_token=False)
     with pytest.raises(MultidenseError, match="Valid are: none"):
         build_model("segnet", "shared", TASKS, fine_tokens=False)

@@ -262,6 +262,10 @@ def _loop(
                 state.add(terms, loss, time.perf_counter() - began)
                 began = time.perf_counter()
                 advance(1, f"loss {state.mean_loss:.3f}")
+                if state.step == steps and settings.precise_bn:  # before the last validation and the last checkpoint
+                    augmented.set_epoch(settings.epochs)
+                    further = _loader(augmented, _order(augmented, seed, settings.epochs), 0, settings, fabric, model.tasks)
+                    settle(network, (batch.image.to(fabric.device) for batch in further))
                 if state.step % per_epoch == 0:
                     scores = _scores(model, val, settings, epoch) if fabric.is_global_zero else {}
                     state.end_epoch(epoch, settings.rate(state.step - 1, steps), scores)
@@ -271,10 +275,6 @@ def _loop(
                     state.save(folder, model, optimizer)
                     began = time.perf_counter()
     curves.close()
-    if settings.precise_bn:
-        augmented.set_epoch(settings.epochs)
-        last = _loader(augmented, _order(augmented, seed, settings.epochs), 0, settings, fabric, model.tasks)
-        settle(network, (batch.image.to(fabric.device) for batch in last))
     if fabric.is_global_zero:
         final = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
         safetensors.torch.save_file(final, weights)
