@@ -152,6 +152,11 @@ def test_discover_writes_to_another_folder_with_other_rules(done, tmp_path, caps
     assert "kept 100.0 % of their pixels" in capsys.readouterr().out
 
 
+def test_discover_tells_of_thresholds_for_each_category(done, tmp_path, capsys):
+    main(["discover", str(done[0]), "--network", "hitts", "--out", str(tmp_path / "d"), "--threshold", "balanced 0.5"])
+    assert re.search(r"semseg: .*\(balanced 0\.5, confidence above -?\d\.\d{3} … \d\.\d{3}\)", capsys.readouterr().out)
+
+
 def test_predict_takes_pictures_of_any_size(done, tmp_path, capsys):
     rng = np.random.default_rng(0)
     for name, shape in {"a.png": (37, 51, 3), "b.jpg": (64, 40, 3), "grey.png": (48, 48)}.items():

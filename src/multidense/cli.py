@@ -109,9 +109,11 @@ def discover(arguments: list[str]) -> None:
         overrides["mode"] = "offline"
     found = work.discover(network, reporter(), out=Path(options.out) if options.out else None, **overrides)
     for name, entry in found.manifest["tasks"].items():
+        level = entry["threshold"]
+        levels = (min(level), max(level)) if isinstance(level, list) else (level,)  # "balanced" has one for each category
         print(
             f"{name}: {entry['images']} images, kept {100 * entry['kept_share']:.1f} % of their pixels "
-            f"({entry['rule']}, confidence above {entry['threshold']:.3f})"
+            f"({entry['rule']}, confidence above {' … '.join(f'{level:.3f}' for level in levels)})"
         )
     print(found.folder)
 
