@@ -12,6 +12,8 @@ full labels bring the baseline (`mtl-full` over `mtl`); the share of it that a n
 divided by that.
 Table, plot and `experiment.json` (every score of every seed, settings, commit, versions, machine) go to `--out`, and with
 `--keep FOLDER` also there, under the recipe's name, small enough to be committed.
+`--earlier FILE` adds the networks of such a file that were not trained again; those that were are compared with it, and by how
+much they differ is told (`reproduced`).
 """
 
 from __future__ import annotations
@@ -141,6 +143,27 @@ def gather(folders: Mapping[int, Path]) -> dict[int, dict[str, Results]]:
             results["stl"] = Results(scores=scores, cost={"train_seconds": seconds})
         found[seed] = {name: result for name, result in results.items() if name not in single}
     return found
+
+
+def join(found: dict[int, dict[str, Results]], earlier: Mapping) -> dict[str, dict]:
+    """Add to `found` what an earlier experiment told of networks that are not in it; returns, for those that are in both, the
+    seeds and the largest relative difference between their scores.
+    """
+    twice: dict[str, dict] = {}
+    for seed, by_name in earlier["scores"].items():
+        ours = found.setdefault(int(seed), {})
+        for name, scores in by_name.items():
+            if name in ours:
+                each = [abs(ours[name].scores[score] - value) / abs(value) for score, value in scores.items()]
+                one = twice.setdefault(name, {"seeds": [], "largest_difference": 0.0})
+                one["seeds"].append(int(seed))
+                one["largest_difference"] = max(one["largest_difference"], *each)
+            else:
+                commit = " ".join(earlier["commits"][name])
+                ours[name] = Results(
+                    scores=scores, cost={"train_seconds": earlier["seconds"][name]}, provenance={"commit": commit}
+                )
+    return twice
 
 
 def gather_labels(folders: Mapping[int, Path]) -> dict:
@@ -309,6 +332,13 @@ def markdown(told: Mapping, name: str) -> str:
             "",
         ]
         lines += _table(["network", "images", *columns], rows)
+    rows = [
+        [told["titles"].get(name, name), ", ".join(map(str, one["seeds"])), f"{one['largest_difference']:.2g}"]
+        for name, one in told.get("reproduced", {}).items()
+    ]
+    if rows:
+        lines += ["", "Trained again, on another day and commit; largest relative difference of a score:", ""]
+        lines += _table(["network", "seeds", "difference"], rows)
     return "\n".join(lines) + "\n"
 
 
@@ -360,6 +390,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the runs and of what is told (default: runs/NAME)")
     parser.add_argument("--keep", type=Path, help="folder for NAME.json, NAME.md and NAME.svg, small enough to commit")
     parser.add_argument("--processes", type=int, default=2, help="networks that train side by side (default: 2)")
+    parser.add_argument("--earlier", type=Path, help="a NAME.json whose networks are told too, where not trained again")
     parser.add_argument("--tell", action="store_true", help="train nothing, tell what is there")
     options, overrides = parser.parse_known_args()
     base = load_recipe(options.recipe, overrides)
@@ -374,8 +405,12 @@ def main() -> None:
     if not options.tell:
         wanted = set(_with_teachers(base, options.networks or base.networks))
         failed = work_off(plan(list(folders.values()), base, wanted), options.processes)
-    told = tell(gather(folders), {name: base.title(name) for name in base.networks} | {"stl": "STL"})
-    told |= gather_labels(folders)
+    found, labels = gather(folders), gather_labels(folders)
+    earlier = read_json(options.earlier) if options.earlier else None
+    reproduced = join(found, earlier) if earlier else {}
+    told = tell(found, {name: base.title(name) for name in base.networks} | {"stl": "STL"})
+    told |= {key: (earlier[key] if earlier else {}) | value for key, value in labels.items()}
+    told["reproduced"] = (earlier or {}).get("reproduced", {}) | reproduced
     told |= {"name": base.name, "settings": _portable(base).to_yaml(), **environment()}
     for folder, stem in ((out, "experiment"), *([(options.keep, base.name)] if options.keep else [])):
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,7 @@
 """Recipes: typed, overridden, and refused by file and name where they make no sense."""
 
+from dataclasses import replace
+
 import pytest
 
 from multidense import MultidenseError
@@ -111,3 +113,23 @@ def test_a_recipe_that_is_not_there_is_named_with_the_nearest():
 def test_the_help_lists_every_setting():
     text = settings_help()
     assert all(word in text for word in ("--training.epochs", "--discovery.mode", "--labels.setting", "--data.reader"))
+
+
+def test_a_recipe_extends_another_key_by_key(tmp_path):
+    (tmp_path / "base.yaml").write_text(recipe_path("rooms").read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text("extends: base.yaml\nname: mine\ntraining: {epochs: 3}\ntasks: {depth: {low: 0.5}}\n")
+    base, mine = load_recipe(tmp_path / "base.yaml"), load_recipe(tmp_path / "mine.yaml")
+    assert (mine.name, mine.training.epochs, mine.tasks["depth"]) == ("mine", 3, {"bins": 30, "low": 0.5})
+    assert replace(mine, name=base.name, training=base.training, tasks=base.tasks) == base
+    assert replace(mine.training, epochs=base.training.epochs) == base.training
+
+
+@pytest.mark.parametrize(
+    ("extended", "said"),
+    [("nowhere.yaml", "no such file beside it"), ("mine.yaml", "extends this file in turn"), ("other.yaml", "in turn")],
+)
+def test_what_cannot_be_extended_is_named(tmp_path, extended, said):
+    (tmp_path / "mine.yaml").write_text(f"extends: {extended}\nname: mine\n")
+    (tmp_path / "other.yaml").write_text("extends: mine.yaml\nname: other\n")
+    with pytest.raises(MultidenseError, match=said):
+        load_recipe(tmp_path / "mine.yaml")

@@ -85,3 +85,16 @@ def test_tables_and_plot_name_every_network(experiment, tmp_path):
 def test_the_recipes_of_the_experiment_can_be_read(name):
     recipe = load_recipe(HOUSE / "benchmarks" / "experiments" / f"{name}.yaml")
     assert {"stl-semseg", "mtl", "mtl-full", "hitts", "both"} <= set(recipe.networks)
+
+
+def test_an_earlier_experiment_adds_what_was_not_trained_again_and_is_compared_with_what_was(experiment):
+    before = told(experiment, mtl=(0, 10, 20), hitts=(1, 11, 21))
+    now = {0: {"hitts": scored(51)}, 1: {"hitts": scored(61 * 1.01)}, 2: {"no-oe": scored(70)}}
+    reproduced = experiment.join(now, before)
+    assert set(now[0]) == set(now[1]) == {"stl", "mtl", "hitts"}
+    assert set(now[2]) == {"stl", "mtl", "hitts", "no-oe"}
+    assert reproduced["hitts"]["seeds"] == [0, 1]
+    assert reproduced["hitts"]["largest_difference"] == pytest.approx(0.01)
+    result = experiment.tell(now, {})
+    assert result["delta_mtl"]["hitts"]["2"] == pytest.approx(21)
+    assert result["delta_mtl"]["no-oe"] == pytest.approx({"2": 20})

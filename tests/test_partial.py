@@ -13,7 +13,7 @@ from multidense.data.partial import Assignment
 from multidense.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
 from multidense.types import MultidenseError, Sample
 
-PUBLISHED = Path(__file__).parents[2] / "shared" / "partial_splits"
+ASSIGNMENTS = Path(partial.__file__).parent / "assignments"
 THREE = (SemanticSegmentation(3), Depth(), Normals())
 FIVE = (SemanticSegmentation(3), HumanParts(), Normals(), Saliency(), Edges())
 
@@ -247,9 +247,71 @@ def test_ids_may_hold_commas_and_slashes(tmp_path):
     assert again.hash == assignment.hash
 
 
-@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="the published assignments are not here")
-def test_the_published_assignments_read():
-    counts = {path.stem: Assignment.from_csv(path).counts() for path in PUBLISHED.glob("*.csv")}
-    assert counts["nyuv2_one-label"] == {"semseg": 265, "depth": 265, "normals": 265}
-    assert counts["nyuv2_random-labels"] == {"semseg": 392, "depth": 408, "normals": 385}
-    assert counts["pascal-context_random-labels"]["parts"] == 847
+# The assignments that papers use ----------------------------------------------------------------------------------------
+
+
+PUBLISHED = {
+    "cityscapes_one-label": ("120694b5fcaac84f", {"semseg": 1487, "depth": 1488}, {1: 2975}),
+    "nyuv2_one-label": ("26d0cffcd06f3ecc", {"semseg": 265, "depth": 265, "normals": 265}, {1: 795}),
+    "nyuv2_random-labels": ("f239c0600a1a0683", {"semseg": 392, "depth": 408, "normals": 385}, {1: 405, 2: 390}),
+    "pascal-context_one-label": (
+        "d6f69628ba80daf4",
+        {"semseg": 1000, "parts": 999, "normals": 1000, "saliency": 1000, "edges": 999},
+        {1: 4998},
+    ),
+    "pascal-context_random-labels": (
+        "d446149a6775e30c",
+        {"semseg": 2450, "parts": 847, "normals": 2480, "saliency": 2445, "edges": 2557},
+        {1: 1538, 2: 1529, 3: 1541, 4: 390},
+    ),
+}
+
+
+class Numbered(Listed):
+    """A reader of a benchmark's name and ids."""
+
+    def __init__(self, name, tasks, ids, indexed):
+        super().__init__(tasks, [{task.name for task in tasks}] * len(ids))
+        self.name, self.ids, self.indexed = name, ids, indexed
+
+    def provenance(self):
+        return {"name": self.name, "length": len(self), "indexed": self.indexed, "layout": "official"}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_published_assignment_is_the_published_one(name):
+    digest, counts, labels = PUBLISHED[name]
+    bench, setting = name.split("_")
+    tasks = [task for task in FIVE + THREE[1:2] if task.name in counts]
+    given = Assignment.from_csv(ASSIGNMENTS / f"{name}.csv")
+    chosen = partial.published(Numbered(bench, tasks, list(given.ids), indexed=True), setting).assignment
+    assert given.hash == digest
+    assert chosen.counts() == {task.name: counts[task.name] for task in tasks}
+    assert Counter(chosen.table.sum(1).tolist()) == labels
+    assert chosen.scheme == f"published {setting}"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_generated_assignment_has_the_statistics_of_the_published_one(name):
+    _, counts, labels = PUBLISHED[name]
+    bench, setting = name.split("_")
+    tasks = tuple(task for task in FIVE + THREE[1:2] if task.name in counts)
+    people = {"rare": "parts", "share": 1716 / 4998} if bench == "pascal-context" else {}
+    chosen = partial.by_setting(reader_of(tasks, sum(labels.values()), **people), setting, seed=3).assignment
+    near = 1 if setting == "one-label" else 150  # one-label is an equal split, the other is drawn
+    assert all(abs(count - counts[task]) <= near for task, count in chosen.counts().items())
+    assert all(abs(count - labels[number]) <= near for number, count in Counter(chosen.table.sum(1).tolist()).items())
+
+
+def test_a_published_assignment_of_numbers_needs_the_layout_that_has_them():
+    with pytest.raises(MultidenseError, match="number of the preprocessed file, but this copy has the layout 'official'"):
+        partial.published(Numbered("nyuv2", THREE, ["1", "2"], indexed=False), "one-label")
+    with pytest.raises(MultidenseError, match="no published few-shot assignment for 'listed'"):
+        partial.published(Listed(THREE, []), "few-shot")
+    with pytest.raises(MultidenseError, match="says nothing of saliency"):
+        partial.published(Numbered("nyuv2", (*THREE, Saliency()), ["1"], indexed=True), "one-label")
+
+
+def test_a_published_assignment_fits_fewer_images_too():
+    chosen = partial.by_setting(Numbered("nyuv2", THREE, ["3", "0"], indexed=True), "published one-label").assignment
+    assert chosen.table.tolist() == [[False, False, True], [True, False, False]]

@@ -248,6 +248,13 @@ def test_validation_scores_are_in_the_curves_and_change_no_weight(rooms, tmp_pat
     assert float(second[column]) == pytest.approx(md.evaluate(watched, val).scores["semseg.mIoU"], rel=1e-4)
 
 
+def test_the_last_epochs_can_all_be_validated(rooms, tmp_path):
+    val = Rooms(tasks(), "val", size=SIZE, length=2)
+    fit(network(), rooms, settings=Training(epochs=4, batch_size=4), val=val, validate_last=2, out=tmp_path)
+    head, *rows = (line.split(",") for line in (tmp_path / "history.csv").read_text().splitlines())
+    assert [row[head.index("val.semseg.mIoU")] != "" for row in rows] == [False, False, True, True]
+
+
 # BatchNorm's averages
 
 

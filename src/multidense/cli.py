@@ -308,6 +308,7 @@ def _recipe_and_folder(command: str, arguments: list[str]):
         command, COMMANDS[command], "Any setting of the recipe can be given, for instance --training.epochs 20.", False
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name (see `multidense recipes`) or file")
+    parser.add_argument("--root", help="where the data lies; short for --data.root")
     parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped; that is what happens anyway")
     parser.add_argument("-h", "--help", action="store_true", help="show this, and all settings")
@@ -320,6 +321,7 @@ def _recipe_and_folder(command: str, arguments: list[str]):
         raise MultidenseError(
             f"the recipe comes first, its settings after it: multidense {command} RECIPE --some.setting VALUE …"
         )
+    overrides += ["--data.root", options.root] if options.root else []
     recipe = load_recipe(recipe_path(options.recipe), overrides)
     return recipe, Path(options.out or f"runs/{recipe.name}")
 

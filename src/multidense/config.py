@@ -22,7 +22,7 @@ from multidense.types import MultidenseError
 def shipped() -> dict[str, Path]:
     """The recipes that come with the package, by name."""
     folder = Path(str(files("multidense") / "recipes"))
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(folder.glob("*.yaml")) if not path.stem.startswith("_")}
 
 
 def recipe_path(name: str) -> Path:
@@ -45,7 +45,7 @@ def is_recipe(path: Path) -> bool:
         given = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
-    return isinstance(given, dict) and "networks" in given
+    return isinstance(given, dict) and ("networks" in given or "extends" in given)
 
 
 def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
@@ -55,15 +55,7 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
     from jsonargparse import ArgumentError, ArgumentParser
 
     path = Path(path)
-    try:
-        given = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}," if mark else str(path)
-        what = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise MultidenseError(f"{where} cannot be read as YAML: {what}") from error
-    if not isinstance(given, dict):
-        raise MultidenseError(f"{path}: expected settings such as 'name: …', found {type(given).__name__}")
+    given = _read(path)
     given, overrides = _with_task_settings(given, list(overrides))
     _check_keys(given, Recipe, str(path), "")
     parser = ArgumentParser(exit_on_error=False, prog="multidense run")
@@ -86,6 +78,37 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
     except (MultidenseError, ValueError, TypeError) as error:
         raise MultidenseError(f"{where}: {error}") from error
     return recipe
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict:
+    """The settings of a file, put over those of the file that it `extends`, which lies beside it."""
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}," if mark else str(path)
+        what = getattr(error, "problem", None) or getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise MultidenseError(f"{where} cannot be read as YAML: {what}") from error
+    if not isinstance(given, dict):
+        raise MultidenseError(f"{path}: expected settings such as 'name: …', found {type(given).__name__}")
+    extended = given.pop("extends", None)
+    if extended is None:
+        return given
+    beside = path.parent / str(extended)
+    if beside.resolve() in (*(one.resolve() for one in above), path.resolve()):
+        raise MultidenseError(f"{path}: extends {extended}, which extends this file in turn; take one of them out")
+    if not beside.is_file():
+        raise MultidenseError(f"{path}: extends {extended}, but there is no such file beside it")
+    return _over(_read(beside, (*above, path)), given)
+
+
+def _over(below: dict, above: dict) -> dict:
+    """The settings `above`, and of those `below` what they do not say; sections are joined key by key."""
+    joined = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(joined.get(key), dict)
+        joined[key] = _over(joined[key], value) if both else value
+    return joined
 
 
 def settings_help() -> str:

@@ -26,9 +26,11 @@ class Data:
     """Where images and labels come from.
 
     Args:
-        reader: "rooms" renders its own; "folder" reads what a description says.
+        reader: "rooms" renders its own; "folder" reads what a description says; the others are benchmarks.
         description: of the folder reader: a YAML file, relative to the recipe or to where the command is run.
-        root: where the described files lie, if not where the description says.
+        root: where a benchmark lies; or the described files, if not where the description says.
+        layout: of a benchmark: which of the layouts that copies have; left out, it is found out.
+        options: further settings of a benchmark's layout.
         size: height and width that everything is resized to; left out, images keep theirs.
         train: how many training images, evenly spread; left out, all (rooms: 400).
         val: how many validation images, evenly spread; left out, all (rooms: 100).
@@ -36,9 +38,11 @@ class Data:
         cache: folder in which rendered rooms are kept.
     """
 
-    reader: Literal["rooms", "folder"] = "rooms"
+    reader: Literal["rooms", "folder", "nyuv2", "cityscapes", "pascal-context"] = "rooms"
     description: str | None = None
     root: str | None = None
+    layout: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None
     train: int | None = None
     val: int | None = None
@@ -52,14 +56,16 @@ class Labels:
 
     Args:
         setting: "full" (all there are), "one-label" (one task an image), "random-labels" (1 … T − 1 tasks), "few-shot" (one
-            task keeps `k` images).
+            task keeps `k` images); "published one-label" and "published random-labels" are the assignments that papers use.
         seed: of the assignment.
         file: a label assignment (CSV) made before; it takes the place of the setting.
         task: of "few-shot": the task that keeps few labels.
         k: of "few-shot": how many.
     """
 
-    setting: Literal["full", "one-label", "random-labels", "few-shot"] = "full"
+    setting: Literal["full", "one-label", "random-labels", "few-shot", "published one-label", "published random-labels"] = (
+        "full"
+    )
     seed: int = 0
     file: str | None = None
     task: str | None = None

@@ -331,7 +331,16 @@ def reader_of(recipe: Recipe, split: str) -> Reader:
     data, tasks, wanted = recipe.data, recipe.task_objects(), getattr(recipe.data, split, None)
     if data.reader == "rooms":
         return Rooms(tasks, split, size=data.size or (48, 64), length=wanted, seed=data.seed, cache=data.cache)
-    reader = Folder(data.description, split, tasks=tasks, size=data.size, root=data.root)
+    if data.reader == "folder":
+        reader = Folder(data.description, split, tasks=tasks, size=data.size, root=data.root)
+    elif data.root is None:
+        raise MultidenseError(
+            f"the data set {data.reader} has to be told where it lies: --root DIR, or data.root in the recipe"
+        )
+    else:
+        from multidense.data.benchmarks import BENCHMARKS  # they read formats that nothing else needs
+
+        reader = BENCHMARKS[data.reader](data.root, split, tasks, size=data.size, layout=data.layout, **data.options)
     return Subset(reader, evenly(len(reader), wanted)) if wanted else reader
 
 

@@ -60,6 +60,7 @@ class Training:
         augment: what is drawn for each image.
         checkpoint_every: steps between checkpoints; one is also written after every epoch.
         validate_every: epochs between validation scores in the curves; 0 takes none.
+        validate_last: how many epochs at the end all have validation scores in the curves.
         workers: processes that load data beside the training; 0 loads in it.
         threads: CPU threads of a process; 0 leaves torch's choice, 1 is best where several networks share the cores. Results
             are equal bit for bit only for equal numbers.
@@ -81,6 +82,7 @@ class Training:
     augment: Augment = field(default_factory=Augment)
     checkpoint_every: int = 200
     validate_every: int = 0
+    validate_last: int = 0
     workers: int = 0
     threads: int = 0
     accelerator: str = "auto"
@@ -91,7 +93,7 @@ class Training:
         for name in ("epochs", "batch_size", "checkpoint_every", "devices"):
             if getattr(self, name) < 1:
                 raise ValueError(f"training.{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("weight_decay", "clip", "validate_every", "workers", "threads"):
+        for name in ("weight_decay", "clip", "validate_every", "validate_last", "workers", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative, found {getattr(self, name)}")
         for name in ("lr", "decay"):
@@ -137,7 +139,7 @@ def fit(
         out: folder for checkpoint, history and the finished `model/`. None keeps nothing.
         resume: go on from the folder's checkpoint, or return its finished model; the settings must be the same.
         seed: of order, augmentation and anything random in the network (its weights were drawn by `build_model`).
-        val: what the curves' validation scores are taken on, every `validate_every` epochs; nothing is chosen by them.
+        val: what the curves' validation scores are taken on, as the settings say; nothing is chosen by them.
         settings: a `Training`; its fields may also be given as keywords, such as `epochs=5`.
     """
     settings = _settings(settings, overrides)
@@ -307,7 +309,8 @@ def settle(network: nn.Module, images: Iterable[Float[Tensor, "b 3 h w"]]) -> No
 
 def _scores(model: MultiTask, val: Reader | None, settings: Training, epoch: int) -> dict[str, float]:
     """Validation scores for the curves, in the epochs that want them."""
-    if val is None or not settings.validate_every or (epoch + 1) % settings.validate_every:
+    often = settings.validate_every > 0 and (epoch + 1) % settings.validate_every == 0
+    if val is None or not (often or epoch >= settings.epochs - settings.validate_last):
         return {}
     return {f"val.{name}": value for name, value in measure(model, val).scores.items()}
 

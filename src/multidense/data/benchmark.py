@@ -188,6 +188,7 @@ class Benchmark(Reader):
             "size": None if self.size is None else list(self.size),
             "tasks": [task.name for task in self.tasks],
             "layout": self.layout.name,
+            "indexed": self.layout.indexed,
             "notes": {name: note for name, note in self.layout.notes.items() if name in {task.name for task in self.tasks}},
         }
 

@@ -15,6 +15,7 @@ import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 
@@ -192,8 +193,42 @@ def few_shot(reader: Reader, task: str, k: int = 10, seed: int = 0) -> Partial:
     return _partial(reader, table, f"few-shot {task} {k}", seed)
 
 
+def published(reader: Reader, setting: str) -> Partial:
+    """The assignment that papers use in the setting "one-label" or "random-labels" on a benchmark.
+
+    Made for "Learning Multiple Dense Prediction Tasks from Partially Annotated Data" (Li, Liu and Bilen, CVPR 2022) and used by
+    HiTTs and others. Those of NYUv2 and Cityscapes name images by the number of the preprocessed file, which nobody has traced
+    back to the official names, so they fit that layout alone. Tasks and images that the reader leaves out are left out.
+    """
+    name = reader.provenance()["name"]
+    there = {path.stem: path for path in Path(str(files("multidense.data") / "assignments")).glob("*.csv")}
+    path = there.get(f"{name}_{setting}")
+    if path is None:
+        raise MultidenseError(
+            f"there is no published {setting} assignment for '{name}', only {', '.join(sorted(there))}; "
+            f"the setting {setting} makes one of the same kind"
+        )
+    given = Assignment.from_csv(path)
+    if given.ids[0].isdecimal() and not reader.provenance().get("indexed"):
+        raise MultidenseError(
+            f"the published {setting} assignment of '{name}' names images by the number of the preprocessed file, but this "
+            f"copy has the layout '{reader.provenance().get('layout')}'; the setting {setting} makes one of the same kind"
+        )
+    names = tuple(task.name for task in reader.tasks)
+    missing = [task for task in names if task not in given.tasks]
+    if missing:
+        raise MultidenseError(f"the published {setting} assignment of '{name}' says nothing of {', '.join(missing)}")
+    rows = {one: row for row, one in enumerate(given.ids)}
+    _refuse(f"the published {setting} assignment", "does not list all ids of", [o for o in reader.ids if o not in rows], reader)
+    table = given.table[[rows[one] for one in reader.ids]][:, [given.tasks.index(task) for task in names]]
+    assignment = Assignment(tuple(reader.ids), names, table, f"published {setting}")
+    return Partial(reader, assignment, f"the published {setting} assignment")
+
+
 def by_setting(reader: Reader, setting: str, seed: int = 0, task: str | None = None, k: int = 10) -> Partial:
     """The label setting of that name; `task` and `k` are few-shot's."""
+    if setting.startswith("published "):
+        return published(reader, setting.removeprefix("published "))
     if setting == "few-shot":
         return few_shot(reader, task, k, seed=seed)
     return {"full": full, "one-label": one_label, "random-labels": random_labels}[setting](reader, seed=seed)
