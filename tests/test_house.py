@@ -23,7 +23,7 @@ LAYERS = {
     "models": "models",
     "learning": "objective balancing regularizers thresholds",
     "running": "train checkpoint store discovery evaluation quality tokens predict",
-    "telling": "results report curves tables quality_figures token_figures check_page",
+    "telling": "results report curves tables quality_figures token_figures check_page published paper_table",
     "surface": "config recipe run side_by_side cli recipes __init__ __main__",
 }
 MAY_IMPORT = {
@@ -37,13 +37,23 @@ MAY_IMPORT = {
     "surface": set(LAYERS),
 }
 ALSO = {
-    "telling": {"types", "pictures", "files", "version"},
+    "telling": {"types", "pictures", "files", "version", "suggest"},
     "learning": {"models.layers", "models.backbones"},
     "evaluation": {"results"},
 }
 """Single modules that a layer, or a module, may import beside: what is told is made by what measures it."""
 
-READERS = {"data.folder", "data.encodings", "data.description", "data.rooms"}
+READERS = {
+    *("data.folder", "data.encodings", "data.description", "data.rooms"),
+    *(
+        "data.nyuv2",
+        "data._nyuv2_classes",
+        "data._nyuv2_normals",
+        "data.cityscapes",
+        "data.pascal_context",
+        "data._pascal_classes",
+    ),
+}
 """The dataset readers and their descriptions: files name tasks."""
 
 trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}

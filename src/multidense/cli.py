@@ -158,6 +158,7 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--out", help="the page (default: RUN/report.html)")
     parser.add_argument("--tokens", action="store_true", help="look at what the task tokens of the networks say")
+    parser.add_argument("--mixed", action="store_true", help="also runs that were not scored alike; what differs is told")
     options = parser.parse_args(arguments)
     from multidense.report import write_report
     from multidense.types import MultidenseError
@@ -171,7 +172,20 @@ def report(arguments: list[str]) -> None:
 
         for folder in options.runs:
             Run.open(Path(folder)).look_at_tokens(reporter())
-    print(write_report([Path(folder) for folder in options.runs], Path(options.out) if options.out else None))
+    print(write_report([Path(folder) for folder in options.runs], Path(options.out) if options.out else None, options.mixed))
+
+
+def table(arguments: list[str]) -> None:
+    """a table of the HiTTs paper with your runs below its rows"""
+    parser = _parser("table", table)
+    parser.add_argument("number", type=int, metavar="N", help="1 to 9")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs; without any, the published numbers alone")
+    parser.add_argument("--mixed", action="store_true", help="also runs that were not scored alike; what differs is marked")
+    parser.add_argument("--rules", action="store_true", help="also what other checkpoint rules than the last epoch would tell")
+    options = parser.parse_args(arguments)
+    from multidense.paper_table import table as told
+
+    print(told(options.number, [Path(run) for run in options.runs], mixed=options.mixed, rules=options.rules), end="")
 
 
 def data(arguments: list[str]) -> None:
@@ -270,12 +284,19 @@ def data_show(arguments: list[str]) -> None:
 
 def recipes(arguments: list[str]) -> None:
     """the recipes that come with the package"""
-    _parser("recipes", recipes).parse_args(arguments)
-    from multidense.config import shipped
+    parser = _parser("recipes", recipes)
+    parser.add_argument("name", nargs="?", help="print this one, with every setting it stands for")
+    options = parser.parse_args(arguments)
+    from multidense.config import load_recipe, recipe_path, shipped
 
+    if options.name:
+        print(load_recipe(recipe_path(options.name)).to_yaml(), end="")
+        return
+    width = max(map(len, shipped())) + 2
     for name, path in shipped().items():
-        lines = path.read_text(encoding="utf-8").splitlines()
-        print(f"{name:<16}{lines[0].lstrip('# ') if lines else ''}")
+        recipe = load_recipe(path)
+        first = path.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        print(f"{name:<{width}}{first}" + (f" · about {recipe.gpu_hours:g} GPU hours" if recipe.gpu_hours else ""))
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
@@ -285,6 +306,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
+    "table": table,
     "data": data,
     "recipes": recipes,
 }

@@ -13,6 +13,7 @@ import yaml
 
 from multidense.models.multitask import MultiTask, build_model
 from multidense.objective import Objective
+from multidense.published import Published
 from multidense.recipe import Discovery, Network, Recipe, readable
 from multidense.suggest import nearest
 from multidense.thresholds import rules_for
@@ -183,7 +184,8 @@ def _section(kind: type, key: str) -> type | None:
     factory = next(f.default_factory for f in fields(kind) if f.name == key)
     if isinstance(factory, type) and is_dataclass(factory):
         return factory
-    return {(Network, "objective"): Objective, (Network, "discovery"): Discovery}.get((kind, key))
+    inner = {"published": Published, "objective": Objective, "discovery": Discovery}
+    return inner.get(key) if kind in (Recipe, Network) else None
 
 
 def _found(name: str | None, recipe: Path) -> str | None:

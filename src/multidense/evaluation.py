@@ -38,7 +38,8 @@ def evaluate(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: R
     return replace(
         measured,
         provenance=dict(measured.provenance)
-        | {"data": data.provenance(), "weights": weights_hash(model), "model": model.spec, **environment()},
+        | {"data": data.provenance() | {"image_size": list(size)}, "weights": weights_hash(model), "model": model.spec}
+        | environment(),
         cost={"parameters": count_parameters(model), "multiply_adds": multiply_adds(model, size)},
     )
 

@@ -13,6 +13,7 @@ from multidense.files import plain, write_text
 from multidense.models.backbones import BACKBONES
 from multidense.models.decoders import DECODERS
 from multidense.objective import Objective
+from multidense.published import Published
 from multidense.suggest import nearest
 from multidense.task import Task
 from multidense.tasks import TASKS, from_spec
@@ -153,6 +154,8 @@ class Recipe:
         seed: of weights, order and augmentation; the label assignment has its own.
         processes: how many networks train side by side.
         pictures: how many images of each split the report shows.
+        published: the rows of the HiTTs paper's tables that its networks are to reach.
+        gpu_hours: how long it takes on one GPU of today, as estimated.
     """
 
     name: str
@@ -168,6 +171,8 @@ class Recipe:
     seed: int = 0
     processes: int = 1
     pictures: int = 4
+    published: Published | None = None
+    gpu_hours: float | None = None
 
     def __post_init__(self):
         self._known("backbone", self.backbone, BACKBONES)
@@ -194,6 +199,8 @@ class Recipe:
         for network in self.networks.values():
             rules_for(list(self.tasks), self.discovery_of(network).threshold)
         _ = self.stages
+        if self.published:
+            self.published.check_networks(self.networks)
         if self.labels.setting == "few-shot" and not (self.labels.task or self.labels.file):
             raise MultidenseError("labels: the setting few-shot needs labels.task, the task that keeps few labels")
         for key, value, least in (

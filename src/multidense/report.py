@@ -19,7 +19,7 @@ import jinja2
 from multidense import curves, quality_figures, tables, token_figures
 from multidense.files import read_json, write_text
 from multidense.pictures import file_url
-from multidense.results import Results, delta_mtl
+from multidense.results import Results, check_same_protocol, delta_mtl, first_difference
 from multidense.tables import Entry, Table, markdown, number, numbers, percent, signed, spread
 from multidense.types import MultidenseError
 
@@ -81,8 +81,11 @@ class Shown:
     rows: Sequence[tuple[str, str, Sequence[tuple[str, int, bool] | None]]]
 
 
-def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
-    """Write the report of `runs` as HTML to `out` (one run: `report.html` in its folder) and as Markdown beside it."""
+def write_report(runs: Sequence[Path], out: Path | None = None, mixed: bool = False) -> Path:
+    """Write the report of `runs` as HTML to `out` (one run: `report.html` in its folder) and as Markdown beside it.
+
+    Several runs that were not scored alike are refused; `mixed` allows them, and the page says what differs.
+    """
     paths = [Path(run) for run in ([runs] if isinstance(runs, str | Path) else runs)]
     if not paths:
         raise MultidenseError("a report needs at least one run folder, found none")
@@ -91,7 +94,10 @@ def write_report(runs: Sequence[Path], out: Path | None = None) -> Path:
     place = paths[0] / "report.html" if out is None else Path(out)
     if place.suffix not in (".html", ".htm"):
         place = place / "report.html" if place.is_dir() else place.with_name(place.name + ".html")
-    page = describe(gather(paths))
+    gathered = gather(paths)
+    if len(gathered) > 1 and not mixed:
+        check_same_protocol(_named(gathered), "a report of several runs")
+    page = describe(gathered)
     templates = jinja2.Environment(loader=jinja2.PackageLoader("multidense"), autoescape=True, trim_blocks=True)
     write_text(place, templates.get_template("report.html.jinja").render(page))
     write_text(place.with_suffix(".md"), markdown(page))
@@ -123,6 +129,11 @@ def gather(paths: Sequence[Path]) -> list[Run]:
         raise MultidenseError(" ".join(troubles))
     usable[0].notes.setdefault("scores", []).extend(troubles)
     return usable
+
+
+def _named(runs: Sequence[Run]) -> list[tuple[str, Results]]:
+    """Everything that has scores, by label."""
+    return [(each.label, each.results) for run in runs for each in run.trainings if each.results.scores]
 
 
 def _declaration(file: Path) -> dict:
@@ -265,6 +276,9 @@ def _remarks(runs: Sequence[Run], entries: Mapping[Training, Entry], columns: in
     if any(not math.isnan(entry.gain) for entry in entries.values()):
         over = runs[0].baseline.label if len(runs) == 1 else "the baseline of its own run, else of the first run of the recipe"
         remarks.append(f"delta_mtl is the mean relative gain over {over}, over all {columns} scores of the table.")
+    different = first_difference(_named(runs)) if len(runs) > 1 else ""
+    if different:
+        remarks.append(f"These runs do not compare: {different}.")
     if len(runs) == 1:
         remarks.append(f"One run, seed {runs[0].seed}: how much the scores vary between seeds is not known from it.")
     return remarks

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -26,7 +26,7 @@ class Results:
     `scores` maps `task.score` to a number in the score's unit: the columns that published tables have, and over which
     `delta_mtl` is taken. `further` holds more of the same kind; `per_class` maps task to class name to IoU in per cent.
     `provenance` says which data, labels, settings, seed, versions and machine; `cost` has parameters, multiply–adds, seconds
-    and memory.
+    and memory. `beside` has what other rules than the last epoch would have told, by rule (see `other_rules`).
     """
 
     scores: Mapping[str, float]
@@ -34,6 +34,7 @@ class Results:
     per_class: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     provenance: Mapping = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
+    beside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write JSON, whole or not at all; a score that is not a number is written as null."""
@@ -46,7 +47,7 @@ class Results:
         known = set(cls.__dataclass_fields__)
         if "scores" not in data or not set(data) <= known:
             raise MultidenseError(f"{path} is not a results file: expected the keys {', '.join(sorted(known))}")
-        numbers = {key: _nan_for_null(data[key]) for key in ("scores", "further", "per_class", "cost") if key in data}
+        numbers = {key: _nan_for_null(data[key]) for key in ("scores", "further", "per_class", "cost", "beside") if key in data}
         return cls(**data | numbers)
 
     def __str__(self) -> str:
@@ -86,6 +87,88 @@ def delta_mtl(scores: Results | Mapping[str, float], baseline: Results | Mapping
     """
     gains = relative_gains(scores, baseline)
     return sum(gains.values()) / len(gains)
+
+
+BEST, MEAN_OF_LAST = "best epoch", "mean of the last 10 validated epochs"
+
+
+def other_rules(history: Mapping[str, Sequence[tuple[float, float]]]) -> dict[str, dict[str, float]]:
+    """What other checkpoint rules would have told, from the validation scores `val.task.score` of a history's (epoch, value).
+
+    The headline is always the last epoch; published numbers were often taken otherwise. "best epoch" is the one with the best
+    mean relative gain over the last validated epoch's scores, of equals the latest, with its `epoch`: it is chosen on the very
+    images it is scored on, so it flatters. "mean of the last 10 validated epochs" is score by score, with the first `epoch` of
+    the ten. Both are over epochs that have every score; a rule for which there are too few (2, 10) is left out. With
+    `precise_bn` only the last epoch's averages are settled, so others may look worse than they are.
+    """
+    courses = {name.removeprefix("val."): dict(pairs) for name, pairs in history.items() if name.startswith("val.")}
+    courses = {name: course for name, course in courses.items() if name.partition(".")[2] in SCORES}
+    epochs = sorted(set.intersection(*map(set, courses.values()))) if courses else []
+    rows = {epoch: {name: course[epoch] for name, course in courses.items()} for epoch in epochs}
+    if len(rows) < 2:
+        return {}
+
+    def gain(epoch: float) -> float:
+        gains = [each for each in relative_gains(rows[epoch], rows[epochs[-1]]).values() if math.isfinite(each)]
+        return sum(gains) / max(len(gains), 1)
+
+    best, last = max(epochs, key=lambda epoch: (gain(epoch), epoch)), epochs[-10:]
+    rules = {BEST: rows[best] | {"epoch": best}}
+    if len(last) == 10:
+        means = {name: sum(rows[epoch][name] for epoch in last) / 10 for name in courses}
+        rules[MEAN_OF_LAST] = means | {"epoch": last[0]}
+    return rules
+
+
+def protocol(results: Results) -> dict[str, object]:
+    """What must agree for scores to stand in one table: the data and how many images of it at which size, classes, checkpoint.
+
+    Only what the results say of it; older ones say less.
+    """
+    said = results.provenance
+    data = said.get("data") if isinstance(said.get("data"), Mapping) else {}
+    sizes = (data.get("image_size"), data.get("size"))
+    size = next((" × ".join(map(str, each)) for each in sizes if isinstance(each, list | tuple)), None)
+    told = {
+        "data": data.get("name"),
+        "layout": data.get("layout"),
+        "split": data.get("split"),
+        "images": data.get("images", data.get("length")),
+        "size": size,
+        "seed of the data": data.get("seed"),
+        "version of the data": data.get("version"),
+        "checkpoint": said.get("checkpoint"),
+    }
+    images = said.get("images")
+    for task, count in images.items() if isinstance(images, Mapping) else ():
+        told[f"images with {task}"] = count
+    told |= {f"classes of {task}": len(classes) for task, classes in results.per_class.items()}
+    return {name: value for name, value in told.items() if value is not None}
+
+
+def protocol_differences(one: Results, other: Results) -> list[str]:
+    """What the protocols of two results differ in, a phrase for each; of what only one of them says, nothing."""
+    ours, theirs = protocol(one), protocol(other)
+    return [f"{name}: {value} here, {theirs[name]} there" for name, value in ours.items() if theirs.get(name, value) != value]
+
+
+def first_difference(named: Sequence[tuple[str, Results]]) -> str:
+    """Which of the results by name were first not scored alike, and in what; empty where all were."""
+    for place, (name, results) in enumerate(named):
+        for other, before in named[:place]:
+            different = protocol_differences(before, results)
+            if different:
+                return f"{other} (here) and {name} (there) were not scored alike: {'; '.join(different)}"
+    return ""
+
+
+def check_same_protocol(named: Sequence[tuple[str, Results]], where: str) -> None:
+    """Refuse to put scores into one table (`where`) that were not taken alike."""
+    different = first_difference(named)
+    if different:
+        raise MultidenseError(
+            f"{where}: {different}. Such numbers do not compare: leave one out, evaluate it again, or allow it with --mixed"
+        )
 
 
 def _null_for_nan(data):

@@ -20,6 +20,7 @@ import torch
 from multidense import evaluation
 from multidense.checkpoint import differences
 from multidense.config import load_recipe
+from multidense.curves import read_history
 from multidense.data import Folder, Reader, Rooms, partial
 from multidense.data.subset import Subset, Tasks, evenly
 from multidense.discovery import discover
@@ -29,7 +30,7 @@ from multidense.progress import Reporter, silent
 from multidense.quality import judge, on_training_images
 from multidense.recipe import Recipe
 from multidense.report import write_report
-from multidense.results import Results, delta_mtl
+from multidense.results import Results, delta_mtl, other_rules
 from multidense.side_by_side import train_side_by_side
 from multidense.store import MANIFEST, Discovered
 from multidense.tokens import write_tokens
@@ -170,7 +171,10 @@ class Run:
             "settings": json.loads(json.dumps(asdict(self.recipe))),
         }
         cost = read_json(self.folder / name / "cost.json") if (self.folder / name / "cost.json").exists() else {}
-        return replace(results, provenance=dict(results.provenance) | provenance, cost=dict(results.cost) | cost)
+        curve = self.folder / name / "history.csv"
+        beside = other_rules(read_history(curve)) if curve.exists() else {}
+        told = dict(results.provenance) | provenance
+        return replace(results, provenance=told, cost=dict(results.cost) | cost, beside=beside)
 
     def model(self, name: str) -> MultiTask:
         """A finished network of this run."""
@@ -347,9 +351,11 @@ def reader_of(recipe: Recipe, split: str) -> Reader:
 def _same(before: dict, now: dict, begun: Collection[str], folder: Path) -> None:
     """Refuse to go on in a folder whose recipe differs in anything that changes the results of the networks begun in it."""
 
+    free = ("processes", "pictures", "published", "gpu_hours")
+
     def fixed(recipe: dict) -> dict:
         networks = {name: network for name, network in recipe["networks"].items() if name in begun}
-        return {key: value for key, value in recipe.items() if key not in ("processes", "pictures")} | {"networks": networks}
+        return {key: value for key, value in recipe.items() if key not in free} | {"networks": networks}
 
     different = list(differences(fixed(before), fixed(now)))
     if different:

@@ -7,6 +7,6 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """" (did you mean 'x'?)" for the known word nearest to a misspelt one, or nothing."""
+    """ " (did you mean 'x'?)" for the known word nearest to a misspelt one, or nothing."""
     near = difflib.get_close_matches(str(word), list(known), 1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -11,6 +11,7 @@ a folder, and hands out images and labels in the house's meaning, so that no sen
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from multidense import suggest
 from multidense.data.encodings import nearest
 from multidense.data.reader import Memory, Reader
 from multidense.task import Task
@@ -47,7 +49,9 @@ class Part:
 
     def found(self, root: Path) -> list[Path]:
         """The files of this part that are there, sorted."""
-        return sorted(root.glob(self.files)) if "*" in self.files else [path for path in [root / self.files] if path.is_file()]
+        if "*" not in self.files:
+            return [path for path in [root / self.files] if path.is_file()]
+        return sorted(path for path in root.glob(self.files) if not path.name.startswith("."))
 
 
 class Layout(ABC):
@@ -132,6 +136,12 @@ class Benchmark(Reader):
         kind = self.layout_of(self.root, layout)
         if split not in kind.lengths:
             raise MultidenseError(f"{self.name}: expected a split out of {', '.join(kind.lengths)}, found '{split}'")
+        known = dict(list(inspect.signature(kind).parameters.items())[3:])
+        for option in options if all(one.kind is not one.VAR_KEYWORD for one in known.values()) else ():
+            if option not in known:
+                has = f"has the options {', '.join(known)}" if known else "has no options"
+                near = suggest.nearest(option, known)
+                raise MultidenseError(f"{self.name}: the layout '{kind.name}' {has}, found '{option}'{near}")
         self.layout = kind(self.root, split, self.tasks, **options)
         self.ids = self.layout.ids
         self.class_names = {task.name: names for task in self.tasks if (names := self.names_of(task))}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,8 @@ from multidense.meters import ErrorMeter
 from multidense.ops import masked_mean
 from multidense.tasks.continuous import ContinuousTask
 from multidense.types import SCORES, Score, Target
+
+Zoomed = Literal["divide", "multiply", "keep"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,6 +45,11 @@ class Depth(ContinuousTask):
     file_scale: float = field(default=1000.0, kw_only=True)
     close: float = field(default=0.1, kw_only=True)
     """Relative error up to which a discovered depth counts as right."""
+    under_zoom: Zoomed = field(default="divide", kw_only=True)
+    """What enlarging the image by s does to a value. A distance is divided by s. An inverse depth or disparity would be
+    multiplied, as the public code of Auto-Lambda has it, but the pipelines behind published tables (MTAN, MTPSL, also on
+    Cityscapes) divide it too, and so does the default. "keep" is for what does not depend on the distance.
+    """
 
     def __post_init__(self):
         if self.bins is not None and self.bins < 2:
@@ -52,6 +59,8 @@ class Depth(ContinuousTask):
                 raise ValueError(f"Depth: {name} must be positive, found {getattr(self, name)}")
         if self.low and self.high and not self.low < self.high:
             raise ValueError(f"Depth: low must lie below high, found {self.low} and {self.high}")
+        if self.under_zoom not in get_args(Zoomed):
+            raise ValueError(f"Depth: under_zoom must be one of {', '.join(get_args(Zoomed))}, found {self.under_zoom!r}")
 
     @property
     def codebook_size(self) -> int:
@@ -91,7 +100,9 @@ class Depth(ContinuousTask):
         return torch.ones(1, *size)
 
     def moved_by_zoom(self, value: Tensor, factor: float) -> Tensor:
-        return value / factor
+        if self.under_zoom == "keep":
+            return value
+        return value / factor if self.under_zoom == "divide" else value * factor
 
     def legal(self, raw: Tensor) -> Tensor:
         return raw.clamp(min=self.least)
