@@ -66,13 +66,16 @@ class Geometry:
         if self.flip:
             x = -x
         # Turning must happen in pixels, not in relative units, or a non-square image would be sheared.
-        y, x = torch.meshgrid(y * self.source[0] / self.zoom, x * self.source[1] / self.zoom, indexing="ij")
-        cosine, sine = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
-        source_x = (cosine * x - sine * y) / self.source[1] + self.centre[1]
-        source_y = (sine * x + cosine * y) / self.source[0] + self.centre[0]
+        y, x = (y * self.source[0] / self.zoom)[:, None], (x * self.source[1] / self.zoom)[None]
+        if self.degrees:  # otherwise rows and columns stay apart, and only the last line costs anything
+            cosine, sine = math.cos(math.radians(self.degrees)), math.sin(math.radians(self.degrees))
+            x, y = cosine * x - sine * y, sine * x + cosine * y
+        source_x = x / self.source[1] + self.centre[1]
+        source_y = y / self.source[0] + self.centre[0]
         # A map whose stride does not divide the image reaches a little beyond it.
         reach_y, reach_x = (-(-side // stride) * stride / side for side in self.source)
-        return torch.stack([2 * source_x / reach_x - 1, 2 * source_y / reach_y - 1], dim=-1).float()
+        positions = (2 * source_x / reach_x - 1).float(), (2 * source_y / reach_y - 1).float()
+        return torch.stack(torch.broadcast_tensors(*positions), dim=-1)
 
 
 def warp(

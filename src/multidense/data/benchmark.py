@@ -25,6 +25,7 @@ from PIL import Image
 from multidense import suggest
 from multidense.data.encodings import nearest
 from multidense.data.reader import Memory, Reader
+from multidense.files import plain
 from multidense.task import Task
 from multidense.types import MultidenseError, Sample
 
@@ -80,6 +81,11 @@ class Layout(ABC):
         """How many of its parts a folder has at least one file of: 0 says it is not this layout."""
         return sum(any(True for _ in root.glob(part.files)) for part in cls.parts())
 
+    @classmethod
+    def offered(cls, root: Path, tasks: Sequence[Task]) -> tuple[Task, ...]:
+        """Those of a benchmark's `tasks` that a copy was made with: what is read where nobody says what to read."""
+        return tuple(tasks)
+
     @abstractmethod
     def __init__(self, root: Path, split: str, tasks: Sequence[Task]):
         """Find the images of a split; MultidenseError naming what is missing. Opens no label."""
@@ -128,12 +134,12 @@ class Benchmark(Reader):
     ):
         self.root, self.split = Path(root).expanduser(), split
         self.size = None if size is None else (int(size[0]), int(size[1]))
-        self.tasks = tuple(self.default_tasks() if tasks is None else tasks)
+        kind = self.layout_of(self.root, layout)
+        self.tasks = kind.offered(self.root, self.default_tasks()) if tasks is None else tuple(tasks)
         known = [task.name for task in self.default_tasks()]
         for task in self.tasks:
             if task.name not in known:
                 raise MultidenseError(f"{self.name} has no labels for '{task.name}', only {', '.join(known)}; leave it out")
-        kind = self.layout_of(self.root, layout)
         if split not in kind.lengths:
             raise MultidenseError(f"{self.name}: expected a split out of {', '.join(kind.lengths)}, found '{split}'")
         known = dict(list(inspect.signature(kind).parameters.items())[3:])
@@ -142,6 +148,7 @@ class Benchmark(Reader):
                 has = f"has the options {', '.join(known)}" if known else "has no options"
                 near = suggest.nearest(option, known)
                 raise MultidenseError(f"{self.name}: the layout '{kind.name}' {has}, found '{option}'{near}")
+        self.options = options
         self.layout = kind(self.root, split, self.tasks, **options)
         self.ids = self.layout.ids
         self.class_names = {task.name: names for task in self.tasks if (names := self.names_of(task))}
@@ -180,11 +187,11 @@ class Benchmark(Reader):
 
     def load(self, index: int, tasks: Iterable[str]) -> Sample:
         wanted = self.annotated(index).intersection(tasks)
-        image = self._memory.recall((index, None), lambda: {"image": self._image(index)})["image"]
+        image = self._memory.recall((index, None), lambda: {"image": self.image(index)})["image"]
         image = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         return Sample(
             image=image.float().div_(255) if image.dtype == torch.uint8 else image,
-            targets={task.name: task.encode(*self._label(index, task.name)) for task in self.tasks if task.name in wanted},
+            targets={task.name: task.encode(*self.label(index, task.name)) for task in self.tasks if task.name in wanted},
             id=self.ids[index],
         )
 
@@ -199,10 +206,12 @@ class Benchmark(Reader):
             "tasks": [task.name for task in self.tasks],
             "layout": self.layout.name,
             "indexed": self.layout.indexed,
+            "options": plain(dict(self.options)),
             "notes": {name: note for name, note in self.layout.notes.items() if name in {task.name for task in self.tasks}},
         }
 
-    def _image(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
+        """RGB `[h w 3]` as the layout gives it, at the reader's size."""
         image = self.layout.image(index)
         if self.size is None or image.shape[:2] == self.size:
             return image
@@ -213,7 +222,9 @@ class Benchmark(Reader):
         )
         return small[0].permute(1, 2, 0).numpy()
 
-    def _label(self, index: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+    def label(self, index: int, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Values in a task's units and where they are valid, at the reader's size."""
+
         def make() -> dict[str, np.ndarray]:
             value, valid = self.layout.label(index, name)
             size = self.size or value.shape[:2]

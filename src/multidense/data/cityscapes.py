@@ -32,6 +32,7 @@ from PIL import Image
 
 from multidense.data.benchmark import Benchmark, Layout, Part
 from multidense.data.encodings import VOID, nearest, read_array, read_picture
+from multidense.data.packed import Packed
 from multidense.task import Task
 from multidense.tasks import Depth, SemanticSegmentation
 from multidense.types import MultidenseError
@@ -328,6 +329,12 @@ class CityscapesOfficial(CityscapesLayout):
         return disparity / np.float32(STEPS), disparity > 0
 
 
+class PackedCityscapes(Packed):
+    """A packed copy of Cityscapes."""
+
+    benchmark, lengths = "cityscapes", CityscapesLayout.lengths
+
+
 class Cityscapes(Benchmark):
     """One split ("train", 2975 images; "val", 500) of Cityscapes: 7 or 19 semantic classes, and inverse depth.
 
@@ -338,7 +345,7 @@ class Cityscapes(Benchmark):
     """
 
     name = "cityscapes"
-    layouts = (CityscapesPreprocessed, CityscapesOfficial)
+    layouts = (CityscapesPreprocessed, CityscapesOfficial, PackedCityscapes)
 
     def __init__(
         self,

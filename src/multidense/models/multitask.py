@@ -57,6 +57,11 @@ def build_model(
     """
     make_backbone = _chosen("backbone", backbone, BACKBONES)
     make_decoder = _chosen("decoder", decoder, DECODERS)
+    if make_decoder.needs_stages and not _has_stages(make_backbone):
+        raise MultidenseError(
+            f"decoder '{decoder}' reads the maps of every stage of its backbone, and backbone '{backbone}' gives none. "
+            f"Backbones that fit: {_listed([name for name, part in BACKBONES.items() if _has_stages(part)])}."
+        )
     tasks = tuple(tasks)
     _check_tasks(tasks)
     if not 0 < width < float("inf"):
@@ -313,6 +318,11 @@ def _options(part: type) -> frozenset[str]:
     """Names of what a backbone or decoder can be told: its keyword-only arguments."""
     parameters = inspect.signature(part).parameters.values()
     return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
+
+
+def _has_stages(backbone: type) -> bool:
+    """Whether `stages=True` fills `Features.stages`; a backbone that cannot says `has_stages = False`."""
+    return getattr(backbone, "has_stages", True)
 
 
 def _check_tasks(tasks: Sequence[Task]) -> None:
