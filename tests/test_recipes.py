@@ -3,15 +3,16 @@
 from pathlib import Path
 
 import pytest
-from trees_cityscapes import write_preprocessed as write_cityscapes
-from trees_nyuv2 import write_preprocessed as write_nyuv2
 
 from multidense import published
 from multidense.config import load_recipe, shipped
 from multidense.paper_table import table
 from multidense.run import Run
+from trees_cityscapes import write_preprocessed as write_cityscapes
+from trees_nyuv2 import write_preprocessed as write_nyuv2
 
-ROWS = {name: path for name, path in shipped().items() if load_recipe(path).published}
+RECIPES = {name: load_recipe(path) for name, path in shipped().items()}
+ROWS = {name: recipe for name, recipe in RECIPES.items() if recipe.published}
 SMALL = ["--data.size", "[32, 48]", "--width", "0.0625", "--training.epochs", "2", "--training.batch_size", "6"]
 SMALL += [
     "--pictures",
@@ -36,7 +37,7 @@ def trees(tmp_path_factory):
 
 
 def run(name: str, trees: dict[str, Path], out: Path) -> Run:
-    recipe = load_recipe(ROWS[name], [*SMALL, "--data.root", str(trees[load_recipe(ROWS[name]).data.reader])])
+    recipe = load_recipe(shipped()[name], [*SMALL, "--data.root", str(trees[ROWS[name].data.reader])])
     work = Run(recipe, out / name)
     work.run()
     return work
@@ -56,8 +57,8 @@ def test_every_published_recipe_trains_and_is_scored(name, trees, tmp_path):
 
 
 def test_a_published_recipe_says_what_it_should_reach_and_what_it_costs():
-    for path in ROWS.values():
-        recipe, text = load_recipe(path), path.read_text(encoding="utf-8")
+    for name, recipe in ROWS.items():
+        text = shipped()[name].read_text(encoding="utf-8")
         assert recipe.gpu_hours
         assert f"Table {recipe.published.table}" in text.partition("\n")[0]
         rows = published.table(recipe.published.table).rows
@@ -67,8 +68,8 @@ def test_a_published_recipe_says_what_it_should_reach_and_what_it_costs():
                 continue
             scores = next(rows[exact][method] for exact in published.table(number).settings_of(setting))
             task = recipe.labels.task or "semseg"
-            column = next(name for name in scores if name.startswith(task))
-            assert f"{scores[column]:g}" in text, (path.name, column)
+            column = next(score for score in scores if score.startswith(task))
+            assert f"{scores[column]:g}" in text, (name, column)
 
 
 def test_every_row_of_the_methods_here_has_a_recipe():
@@ -82,8 +83,8 @@ def test_every_row_of_the_methods_here_has_a_recipe():
     }
     made = {
         (number, setting, method)
-        for path in ROWS.values()
+        for recipe in ROWS.values()
         for number in (1, 2, 3, 5, 6, 7)
-        for setting, method, _ in load_recipe(path).published.serves(number)
+        for setting, method, _ in recipe.published.serves(number)
     }
     assert wanted <= made
