@@ -12,8 +12,8 @@ full labels bring the baseline (`mtl-full` over `mtl`); the share of it that a n
 divided by that.
 Table, plot and `experiment.json` (every score of every seed, settings, commit, versions, machine) go to `--out`, and with
 `--keep FOLDER` also there, under the recipe's name, small enough to be committed.
-`--earlier FILE` adds the networks of such a file that were not trained again; those that were are compared with it, and by how
-much they differ is told (`reproduced`).
+`--earlier FILE` takes the reference (STL) from such a file where none is trained here; networks that are in both are compared
+(`again`): on another machine the same seed ends in other bits, and how far that leads is worth knowing.
 """
 
 from __future__ import annotations
@@ -146,24 +146,27 @@ def gather(folders: Mapping[int, Path]) -> dict[int, dict[str, Results]]:
 
 
 def join(found: dict[int, dict[str, Results]], earlier: Mapping) -> dict[str, dict]:
-    """Add to `found` what an earlier experiment told of networks that are not in it; returns, for those that are in both, the
-    seeds and the largest relative difference between their scores.
+    """Give every seed of `found` the reference of an earlier experiment where it has none; returns, for each network that is in
+    both, its scores here and there, means over the seeds they share.
     """
-    twice: dict[str, dict] = {}
-    for seed, by_name in earlier["scores"].items():
-        ours = found.setdefault(int(seed), {})
-        for name, scores in by_name.items():
-            if name in ours:
-                each = [abs(ours[name].scores[score] - value) / abs(value) for score, value in scores.items()]
-                one = twice.setdefault(name, {"seeds": [], "largest_difference": 0.0})
-                one["seeds"].append(int(seed))
-                one["largest_difference"] = max(one["largest_difference"], *each)
-            else:
-                commit = " ".join(earlier["commits"][name])
-                ours[name] = Results(
-                    scores=scores, cost={"train_seconds": earlier["seconds"][name]}, provenance={"commit": commit}
+    again: dict[str, dict] = {}
+    for name in dict.fromkeys(name for by_name in found.values() for name in by_name):
+        shared = [seed for seed, by_name in found.items() if name in by_name and name in earlier["scores"].get(str(seed), {})]
+        for score in found[shared[0]][name].scores if shared else ():
+            here, there = (
+                mean(values)
+                for values in (
+                    [found[seed][name].scores[score] for seed in shared],
+                    [earlier["scores"][str(seed)][name][score] for seed in shared],
                 )
-    return twice
+            )
+            again.setdefault(name, {})[score] = {"here": here, "earlier": there}
+    for seed, by_name in found.items():
+        scores = earlier["scores"].get(str(seed), {}).get("stl")
+        if scores and "stl" not in by_name:
+            commit = {"commit": " ".join(earlier["commits"]["stl"])}
+            by_name["stl"] = Results(scores=scores, cost={"train_seconds": earlier["seconds"]["stl"]}, provenance=commit)
+    return again
 
 
 def gather_labels(folders: Mapping[int, Path]) -> dict:
@@ -333,12 +336,13 @@ def markdown(told: Mapping, name: str) -> str:
         ]
         lines += _table(["network", "images", *columns], rows)
     rows = [
-        [told["titles"].get(name, name), ", ".join(map(str, one["seeds"])), f"{one['largest_difference']:.2g}"]
-        for name, one in told.get("reproduced", {}).items()
+        [told["titles"].get(name, name), score, f"{one['here']:.4g}", f"{one['earlier']:.4g}"]
+        for name, scores in told.get("again", {}).items()
+        for score, one in scores.items()
     ]
     if rows:
-        lines += ["", "Trained again, on another day and commit; largest relative difference of a score:", ""]
-        lines += _table(["network", "seeds", "difference"], rows)
+        lines += ["", "Trained on another machine before, with the same seeds and settings; means over seeds:", ""]
+        lines += _table(["network", "score", "here", "earlier"], rows)
     return "\n".join(lines) + "\n"
 
 
@@ -390,7 +394,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the runs and of what is told (default: runs/NAME)")
     parser.add_argument("--keep", type=Path, help="folder for NAME.json, NAME.md and NAME.svg, small enough to commit")
     parser.add_argument("--processes", type=int, default=2, help="networks that train side by side (default: 2)")
-    parser.add_argument("--earlier", type=Path, help="a NAME.json whose networks are told too, where not trained again")
+    parser.add_argument("--earlier", type=Path, help="a NAME.json that gives the reference where none is trained here")
+    parser.add_argument("--as", dest="stem", help="what the kept files are called (default: the recipe's name)")
     parser.add_argument("--tell", action="store_true", help="train nothing, tell what is there")
     options, overrides = parser.parse_known_args()
     base = load_recipe(options.recipe, overrides)
@@ -406,13 +411,10 @@ def main() -> None:
         wanted = set(_with_teachers(base, options.networks or base.networks))
         failed = work_off(plan(list(folders.values()), base, wanted), options.processes)
     found, labels = gather(folders), gather_labels(folders)
-    earlier = read_json(options.earlier) if options.earlier else None
-    reproduced = join(found, earlier) if earlier else {}
-    told = tell(found, {name: base.title(name) for name in base.networks} | {"stl": "STL"})
-    told |= {key: (earlier[key] if earlier else {}) | value for key, value in labels.items()}
-    told["reproduced"] = (earlier or {}).get("reproduced", {}) | reproduced
+    again = join(found, read_json(options.earlier)) if options.earlier else {}
+    told = tell(found, {name: base.title(name) for name in base.networks} | {"stl": "STL"}) | labels | {"again": again}
     told |= {"name": base.name, "settings": _portable(base).to_yaml(), **environment()}
-    for folder, stem in ((out, "experiment"), *([(options.keep, base.name)] if options.keep else [])):
+    for folder, stem in ((out, "experiment"), *([(options.keep, options.stem or base.name)] if options.keep else [])):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{stem}.json", told)
         write_text(folder / f"{stem}.md", markdown(told, base.name))

@@ -191,7 +191,7 @@ def environment() -> dict:
         "commit": _commit(),
         "versions": {name: version(name) for name in ("torch", "lightning", "numpy", "pillow")}
         | {"multidense": __version__, "python": platform.python_version()},
-        "machine": {"processor": platform.machine(), "system": platform.system(), "cores": os.cpu_count()} | _accelerator(),
+        "machine": {"processor": _processor(), "system": platform.system(), "cores": os.cpu_count()} | _accelerator(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -205,6 +205,16 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return commit.stdout.strip() + ("+" if status.stdout.strip() else "") if commit.returncode == 0 else None
+
+
+def _processor() -> str:
+    """The processor's name: results are equal bit for bit only on one that computes in the same order."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{named} ({torch.backends.cpu.get_cpu_capability()})"
 
 
 def _accelerator() -> dict:
