@@ -413,13 +413,14 @@ def main() -> None:
     found, labels = gather(folders), gather_labels(folders)
     again = join(found, read_json(options.earlier)) if options.earlier else {}
     told = tell(found, {name: base.title(name) for name in base.networks} | {"stl": "STL"}) | labels | {"again": again}
-    told |= {"name": base.name, "settings": _portable(base).to_yaml(), **environment()}
-    for folder, stem in ((out, "experiment"), *([(options.keep, options.stem or base.name)] if options.keep else [])):
+    name = options.stem or base.name
+    told |= {"name": name, "settings": _portable(base).to_yaml(), **environment()}
+    for folder, stem in ((out, "experiment"), *([(options.keep, name)] if options.keep else [])):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{stem}.json", told)
-        write_text(folder / f"{stem}.md", markdown(told, base.name))
-        plot(told, base.name, folder / f"{stem}.svg")
-    print(markdown(told, base.name))
+        write_text(folder / f"{stem}.md", markdown(told, name))
+        plot(told, name, folder / f"{stem}.svg")
+    print(markdown(told, name))
     if failed:
         sys.exit(f"could not be done: {', '.join(map(str, failed))}")
 
