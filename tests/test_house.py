@@ -17,14 +17,15 @@ MODULES = {str(path.relative_to(HOUSE).with_suffix("")).replace("/", "."): path 
 PUBLIC = Path(__file__).with_name("public_names.txt").read_text().split()
 
 LAYERS = {
-    "ground": "types ops meters boundaries pictures codebook compat files suggest version progress",
+    "ground": "types ops meters boundaries correspondence thinning processes pictures codebook compat files suggest version "
+    "progress",
     "tasks": "task tasks",
     "data": "data",
     "models": "models",
-    "learning": "objective balancing regularizers thresholds",
-    "running": "train checkpoint store discovery evaluation quality tokens predict",
+    "learning": "objective balancing gradient_methods regularizers thresholds",
+    "running": "train feed spawned checkpoint store discovery evaluation quality tokens predict scorers share_scorers scoring",
     "telling": "results report curves tables quality_figures token_figures check_page published paper_table",
-    "surface": "config recipe run side_by_side cli recipes __init__ __main__",
+    "surface": "config recipe run side_by_side cli scoring_command recipes __init__ __main__",
 }
 MAY_IMPORT = {
     "ground": {"ground"},

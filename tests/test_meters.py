@@ -5,16 +5,29 @@ import math
 import numpy as np
 import pytest
 import torch
-from torchmetrics.classification import BinaryF1Score, MulticlassAccuracy, MulticlassJaccardIndex
-from torchmetrics.regression import MeanAbsoluteError, MeanAbsolutePercentageError, MeanSquaredError
+from torchmetrics.classification import (
+    BinaryF1Score,
+    BinaryFBetaScore,
+    MulticlassAccuracy,
+    MulticlassConfusionMatrix,
+    MulticlassJaccardIndex,
+)
+from torchmetrics.regression import (
+    MeanAbsoluteError,
+    MeanAbsolutePercentageError,
+    MeanSquaredError,
+)
 
-from multidense.tasks import Depth, Edges, Normals, Saliency, SemanticSegmentation
-from multidense.types import SCORES, Target
+from multidense.boundaries import Counts, count
+from multidense.meters import SaliencyMeter, ValueMeter, reaching
+from multidense.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
+from multidense.types import IMAGES, PIXELS, SCORES, Target
 
-IMAGES, SIZE = 6, (7, 9)
+COUNT, SIZE = 6, (7, 9)
 BINNED, CENTRED = Depth(bins=8, low=0.5, high=8.0), Normals(centers=12, spread="hemisphere")
 TASKS = {
     "confusion": SemanticSegmentation(5),
+    "parts": HumanParts(5),
     "error": Depth(),
     "error of bins": BINNED.with_codebook(BINNED.fit_codebook([], seed=0)),
     "angle": Normals(),
@@ -26,13 +39,14 @@ TASKS = {
 each_meter = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
 
-def draw(task, rng, images=IMAGES) -> tuple[torch.Tensor, Target]:
+def draw(task, rng, images=COUNT) -> tuple[torch.Tensor, Target]:
     """Random logits and targets; the third image is valid nowhere."""
     targets = []
     for i in range(images):
         valid = rng.random(SIZE) < (0.0 if i == 2 else rng.uniform(0.2, 1))
         array = {
             SemanticSegmentation: lambda: rng.integers(0, 5, SIZE),
+            HumanParts: lambda: rng.integers(0, 5, SIZE),
             Depth: lambda: rng.uniform(0.5, 8, SIZE),
             Normals: lambda: rng.normal(size=(*SIZE, 3)),
         }.get(type(task), lambda: rng.integers(0, 2, SIZE))()
@@ -143,6 +157,7 @@ def test_errors_agree_with_numpy(pixels, name):
     true, predicted, scores = pixels(TASKS[name])
     error, ratio = abs(predicted - true), np.maximum(predicted / true, true / predicted)
     expected = {"absErr": error.mean(), "rmse": np.sqrt((error**2).mean()), "absRel": (error / true).mean()}
+    expected |= {"logErr": abs(np.log(predicted) - np.log(true)).mean()}
     expected |= {f"within_1.25^{n}": 100 * (ratio < 1.25**n).mean() for n in (1, 2, 3)}
     assert scores == pytest.approx(expected, rel=1e-5)
 
@@ -165,20 +180,79 @@ def test_the_best_f_measure_is_the_one_found_by_trying_all(rng):
     found = probability >= levels
     best = (2 * (found & true).sum(1) / (found.sum(1) + true.sum())).max()
     losses = task.loss(logits, target)[valid.flatten(1).any(1)]
-    assert measured(task, logits, target) == pytest.approx({"bestF": 100 * best, "loss": losses.mean().item()}, rel=1e-6)
+    quick = task.quick_meter()
+    quick.update(logits, target)
+    assert quick.compute() == pytest.approx({"bestF": 100 * best, "loss": losses.mean().item()}, rel=1e-6)
+    assert quick.compute().items() <= measured(task, logits, target).items(), "the whole meter tells them too"
+
+
+def test_boundaries_are_counted_where_the_truth_is_valid_and_by_the_settings_of_the_task(rng):
+    for task in (Edges(), Edges(max_dist=0.2, thresholds=9), Edges(nms=True)):
+        logits, target = draw(task, rng)
+        counts = Counts.none(task.protocol)
+        for p, t, v in zip(logits.sigmoid().numpy(), target.value.numpy() > 0.5, target.valid.numpy(), strict=True):
+            if v.any():
+                counts = counts + count((p * v)[0].astype(np.float64), [(t & v)[0]], task.protocol)
+        scores = measured(task, logits, target)
+        assert {name: scores[name] for name in ("odsF", "oisF", "AP")} == pytest.approx(
+            {name: counts.scores()[name] for name in ("odsF", "oisF", "AP")}, rel=1e-12
+        )
+
+
+def test_only_edges_have_a_quicker_meter():
+    quicker = {name for name, task in TASKS.items() if type(task.quick_meter()) is not type(task.meter())}
+    assert quicker == {"binary"}
+
+
+def f_of(found: np.ndarray, true: np.ndarray, beta_squared: float = 0.3) -> float:
+    """F from precision and recall as the textbook has it; 0 where nothing right was found."""
+    right = (found & true).sum()
+    if not right:
+        return 0.0
+    precision, recall = right / found.sum(), right / true.sum()
+    return (1 + beta_squared) * precision * recall / (beta_squared * precision + recall)
 
 
 @pytest.mark.parametrize("name", ["saliency", "saliency, softmax"])
-def test_the_best_mean_overlap_is_the_one_found_by_trying_all(rng, name):
+def test_saliency_agrees_with_trying_all_thresholds_in_numpy(rng, name):
     task = TASKS[name]
     logits, target = draw(task, rng)
-    images = [(task.decode(logits)[i][v], target.value[i][v] > 0.5) for i, v in enumerate(target.valid) if v.any()]
-    means = [
-        np.mean([((p > t) & true).sum() / ((p > t) | true).sum() if ((p > t) | true).any() else 1.0 for p, true in images])
-        for t in torch.linspace(0.2, 0.9, 15)
+    maps = task.decode(logits.double()).numpy()
+    images = [(maps[i][v], target.value[i].numpy()[v] > 0.5) for i, v in enumerate(target.valid.numpy()) if v.any()]
+    overlaps = [
+        np.mean(
+            [
+                ((p > k / 20) & true).sum() / ((p > k / 20) | true).sum() if ((p > k / 20) | true).any() else 1
+                for p, true in images
+            ]
+        )
+        for k in range(4, 19)
     ]
-    error = torch.cat([(p - true.float()).abs() for p, true in images]).double().mean().item()
-    assert measured(task, logits, target) == pytest.approx({"mIoU": 100 * max(means), "MAE": error}, rel=1e-6)
+    stretched = [((p - p.min()) / (p.max() - p.min()), true) for p, true in images]
+    single = [np.mean([f_of(p >= k / 255, true) for p, true in stretched]) for k in range(1, 256)]
+    p, true = (np.concatenate(each) for each in zip(*images, strict=True))
+    pooled = [f_of(p >= k / 20, true) for k in range(1, 20)]
+    expected = {"mIoU": 100 * max(overlaps), "maxF": 100 * max(single), "maxF_pooled": 100 * max(pooled)}
+    expected |= {"MAE": np.mean([abs(p - true).mean() for p, true in images])}
+    assert measured(task, logits, target) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("strictly", [False, True])
+def test_thresholds_that_stored_levels_fall_on_are_met_exactly(strictly):
+    levels = torch.arange(256)
+    found = reaching(levels.double() / 255, SaliencyMeter.pooled_thresholds, strictly)
+    assert found.tolist() == [
+        float(sum(20 * level > 255 * k or (20 * level == 255 * k and not strictly) for level in range(256)))
+        for k in range(1, 20)
+    ]
+
+
+def test_a_stretched_map_reaches_each_of_the_255_levels_where_whole_numbers_do():
+    for least, greatest in ((0, 255), (10, 200), (3, 54), (100, 151), (1, 8)):
+        levels = torch.arange(least, greatest + 1).double() / 255
+        stretched = (levels - levels.min()) / (levels.max() - levels.min())
+        whole = [sum(255 * i >= k * (greatest - least) for i in range(greatest - least + 1)) for k in range(1, 256)]
+        assert reaching(stretched, SaliencyMeter.levels).tolist() == whole
 
 
 # Against torchmetrics
@@ -195,6 +269,15 @@ def test_classes_agree_with_torchmetrics(rng):
     meter = task.meter()
     meter.update(logits, target)
     assert meter.per_class() == pytest.approx((100 * each).tolist(), rel=1e-5)
+
+
+def test_the_counts_of_classes_are_the_confusion_matrix_of_torchmetrics(rng):
+    task = TASKS["confusion"]
+    logits, target = draw(task, rng)
+    meter = task.meter()
+    meter.update(logits, target)
+    ids = torch.where(target.valid, target.value, 255)[:, 0]
+    assert torch.equal(meter.matrix.long(), MulticlassConfusionMatrix(5, ignore_index=255)(logits.argmax(1), ids))
 
 
 def test_errors_agree_with_torchmetrics(rng):
@@ -219,7 +302,109 @@ def test_the_best_f_measure_agrees_with_torchmetrics(rng):
     assert measured(task, logits, target)["bestF"] == pytest.approx(100 * best, rel=1e-5)
 
 
+def test_saliency_agrees_with_torchmetrics(rng):
+    task = TASKS["saliency"]
+    logits, target = draw(task, rng)
+    maps, scores = task.decode(logits.double()), measured(task, logits, target)
+    true = target.value[target.valid].long()
+    pooled = [BinaryFBetaScore(beta=0.3**0.5, threshold=k / 20)(maps[target.valid], true).item() for k in range(1, 20)]
+    assert scores["maxF_pooled"] == pytest.approx(100 * max(pooled), rel=1e-5)
+    errors = [MeanAbsoluteError()(maps[i][v], target.value[i][v].double()) for i, v in enumerate(target.valid) if v.any()]
+    assert scores["MAE"] == pytest.approx(np.mean(errors), rel=1e-5)
+
+
 # One fact each
+
+
+@each_meter
+def test_values_may_be_added_in_place_of_logits(task, rng):
+    meter = task.meter()
+    if not isinstance(meter, ValueMeter):
+        pytest.skip("its scores need logits")
+    logits, target = draw(task, rng)
+    meter.add(task.decode(logits.double()), target)
+    assert meter.compute() == measured(task, logits, target)
+
+
+@pytest.mark.parametrize("task", [*TASKS.values()], ids=TASKS)
+def test_every_score_says_how_it_pools(task):
+    assert all(score.pooling in (PIXELS, IMAGES) for score in task.scores)
+    assert all(score.pooling == (IMAGES if isinstance(task, Saliency) else PIXELS) for score in task.scores)
+
+
+def test_two_images_of_one_score_tell_its_rule_of_pooling():
+    """A large image that is all wrong and a small one that is all right: half by images, their shares by pixels."""
+    task = Saliency()
+    target = Target(
+        torch.ones(2, 1, 1, 4), torch.tensor([[True, True, True, True], [True, False, False, False]])[:, None, None]
+    )
+    scores = measured(task, torch.tensor([-99.0, 99.0])[:, None, None, None].expand(2, 1, 1, 4), target)
+    assert scores["MAE"] == pytest.approx(0.5, abs=1e-12)
+    assert scores["mIoU"] == 50.0
+    assert scores["maxF_pooled"] == pytest.approx(100 * 1.3 * 1 / (1 + 0.3 * 5), rel=1e-12)
+
+
+def test_saliency_that_can_be_counted_by_hand():
+    value = torch.tensor([[[[0.2, 0.4, 0.6, 0.6]]]], dtype=torch.float64)
+    meter = Saliency().meter()
+    meter.add(value, stacked(Saliency(), np.array([[0, 0, 1, 0]])))
+    scores = meter.compute()
+    assert scores["MAE"] == pytest.approx((0.2 + 0.4 + 0.4 + 0.6) / 4, abs=1e-15)
+    assert scores["mIoU"] == 50.0, "above 0.4 … 0.55 two pixels are found, one of them right"
+    assert scores["maxF"] == scores["maxF_pooled"] == pytest.approx(100 * 1.3 * 1 / (2 + 0.3), rel=1e-12)
+
+
+def test_a_faint_map_has_the_maxf_of_a_strong_one_and_not_its_pooled_one(rng):
+    strong = torch.from_numpy(rng.random((1, 1, *SIZE)))
+    target = stacked(Saliency(), rng.integers(0, 2, SIZE))
+    first, second = Saliency().meter(), Saliency().meter()
+    first.add(strong, target)
+    second.add(0.04 * strong, target)
+    assert second.compute()["maxF"] == pytest.approx(first.compute()["maxF"], rel=1e-9)
+    assert second.compute()["maxF_pooled"] == 0.0 < first.compute()["maxF_pooled"]
+
+
+def test_a_constant_map_is_not_stretched():
+    for level, expected in ((0.0, 0.0), (0.5, 100.0)):
+        meter = Saliency().meter()
+        meter.add(torch.full((1, 1, *SIZE), level), stacked(Saliency(), np.ones(SIZE)))
+        assert meter.compute()["maxF"] == pytest.approx(expected)
+
+
+def test_an_image_where_nothing_is_salient_has_an_f_of_zero(rng):
+    meter = Saliency().meter()
+    meter.add(torch.from_numpy(rng.random((1, 1, *SIZE))), stacked(Saliency(), np.zeros(SIZE)))
+    assert meter.compute()["maxF"] == meter.compute()["maxF_pooled"] == 0.0
+
+
+def test_images_without_people_are_skipped(rng):
+    task = HumanParts(3)
+    people, nobody = stacked(task, np.array([[0, 1], [2, 2]])), stacked(task, np.zeros((2, 2)))
+    logits = torch.from_numpy(rng.normal(size=(1, 3, 2, 2)))
+    alone, both = task.meter(), task.meter()
+    alone.update(logits, people)
+    both.update(
+        torch.cat([logits, logits]), Target(*(torch.cat(each) for each in zip(parts(people), parts(nobody), strict=True)))
+    )
+    assert both.compute() == alone.compute()
+    assert (alone.skipped, both.skipped) == (0, 1)
+    assert SemanticSegmentation(3).meter().sums.keys() == {"matrix"}
+
+
+def test_people_that_nobody_may_believe_are_nobody():
+    task = HumanParts(3)
+    meter = task.meter()
+    target = task.encode(np.array([[0, 1]]), np.array([[True, False]]))
+    meter.update(torch.zeros(1, 3, 1, 2), Target(target.value[None], target.valid[None]))
+    assert (meter.skipped, meter.matrix.sum()) == (1, 0)
+    meter.update(torch.zeros(1, 3, 1, 2), Target(target.value[None], torch.zeros(1, 1, 1, 2, dtype=torch.bool)))
+    assert meter.skipped == 1, "what is not valid at all is not an image without people"
+
+
+def test_a_prediction_without_direction_is_a_right_angle_off():
+    meter = Normals().meter()
+    meter.add(torch.zeros(1, 3, 1, 1), stacked(Normals(), np.array([[[0, 1, 1]]])))
+    assert meter.compute()["mErr"] == pytest.approx(90)
 
 
 @pytest.mark.parametrize(("name", "mean"), [("error", "absErr"), ("angle", "mErr")])
@@ -263,6 +448,7 @@ def test_scores_of_a_picture_that_can_be_counted_by_hand():
     assert scores["absErr"] == pytest.approx(1.0)
     assert scores["rmse"] == pytest.approx(math.sqrt(5 / 3))
     assert scores["absRel"] == pytest.approx(1 / 3)
+    assert scores["logErr"] == pytest.approx((math.log(1.5) + math.log(2)) / 3)
     assert scores["within_1.25^1"] == pytest.approx(100 / 3)
     assert scores["within_1.25^3"] == pytest.approx(200 / 3)
 
@@ -280,3 +466,7 @@ def test_an_empty_image_that_is_left_empty_overlaps_fully():
 def stacked(task, array) -> Target:
     target = task.encode(array)
     return Target(target.value[None], target.valid[None])
+
+
+def parts(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+    return target.value, target.valid

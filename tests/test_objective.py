@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from multidense.objective import Objective, feature_loss
+from multidense.processes import Share
 from multidense.tasks import Depth, Edges, SemanticSegmentation
 from multidense.types import Batch, FeatureTarget, MultidenseError, Outputs, Target
 
@@ -55,9 +56,16 @@ def outputs() -> Outputs:
     )
 
 
+def plain_total(objective: Objective, outputs: Outputs, batch: Batch, tasks=TASKS) -> torch.Tensor:
+    """What fixed balancing minimises."""
+    terms, supervised = objective.terms(tasks, outputs, batch), objective.supervised(tasks, batch)
+    losses = objective.gather(tasks, terms, supervised, Share(len(batch)))
+    return losses.total(sum(losses.tasks.values()))
+
+
 def gradients(objective: Objective, outputs: Outputs, batch: Batch, tasks=TASKS) -> list[torch.Tensor]:
     leaves = [*outputs.logits.values(), *outputs.features.values()]
-    total = objective.total(tasks, objective.terms(tasks, outputs, batch))
+    total = plain_total(objective, outputs, batch, tasks)
     return list(torch.autograd.grad(total, leaves, allow_unused=True, materialize_grads=True))
 
 
@@ -75,14 +83,14 @@ def test_each_term_is_one_number_an_image(outputs, batch):
 def test_the_total_is_the_mean_over_images_and_tasks(outputs, batch):
     objective = Objective(labelled=1.0, discovered=0.5, features=0.1)
     labelled, discovered, features = (math.log(3) + 1) / 2, (math.log(3) + 4) / 2, (1 + 4) / 2
-    total = objective.total(TASKS, objective.terms(TASKS, outputs, batch))
+    total = plain_total(objective, outputs, batch)
     assert total.item() == pytest.approx((labelled + 0.5 * discovered + 0.1 * features) / 2)
 
 
 def test_a_task_weighs_what_it_says_on_labels_and_discovered_labels_alike(outputs, batch):
     heavy = (SEMSEG, replace(DEPTH, weight=3.0))
     objective = Objective(features=0.0)
-    total = objective.total(heavy, objective.terms(heavy, outputs, batch))
+    total = plain_total(objective, outputs, batch, heavy)
     assert total.item() == pytest.approx((math.log(3) + 3 * 1 / 2 + 3 * 4 / 2) / 2)
 
 
@@ -120,17 +128,57 @@ def test_what_has_nothing_to_say_is_left_out(outputs, batch):
 def test_an_unlabelled_batch_costs_nothing_and_still_reaches_every_output(outputs, batch):
     nothing = {"semseg": stack(classes(None), classes(None)), "depth": stack(metres(None), metres(None))}
     empty = replace(batch, targets=nothing, discovered=nothing, features={})
-    total = Objective().total(TASKS, Objective().terms(TASKS, outputs, empty))
+    total = plain_total(Objective(), outputs, empty)
     found = torch.autograd.grad(total, list(outputs.logits.values()))
     assert total.item() == 0
     assert all(torch.equal(gradient, torch.zeros_like(gradient)) for gradient in found)
 
 
-def test_auxiliary_logits_are_supervised_like_the_last_ones(outputs, batch):
-    further = Outputs(outputs.logits, auxiliary={"depth": [torch.full((2, 1, *SIZE), 4.0)]}, features=outputs.features)
-    terms = Objective().terms(TASKS, further, batch)
-    assert terms["labelled"]["depth"].tolist() == [0, 1 + 2]
-    assert terms["discovered"]["depth"].tolist() == [4 + 1, 0]
+def test_auxiliary_logits_are_supervised_like_the_last_ones_and_stand_beside(outputs, batch):
+    further = replace(outputs, auxiliary={"depth": [torch.full((2, 1, *SIZE), 4.0), torch.full((2, 1, *SIZE), 5.0)]})
+    objective = Objective(discovered=0.5, features=0)
+    terms = objective.terms(TASKS, further, batch)
+    assert terms["labelled"]["depth"].tolist() == [0, 1]
+    assert terms["auxiliary"]["depth"].tolist() == [0, 2 + 3]
+    assert terms["discovered_auxiliary"]["depth"].tolist() == [1 + 0, 0]
+    losses = objective.gather(TASKS, terms, objective.supervised(TASKS, batch), Share(2))
+    assert losses.tasks["depth"].item() == pytest.approx((1 + 0.5 * 4) / 2)
+    assert losses.rest.item() == pytest.approx((5 + 0.5 * 1) / 2 / 2), "a mean over images and over tasks"
+
+
+def test_a_task_that_nothing_is_said_about_is_absent_and_still_reached(outputs, batch):
+    nothing = stack(metres(None), metres(None))
+    silent = replace(
+        batch, targets=batch.targets | {"depth": nothing}, discovered=batch.discovered | {"depth": nothing}, features={}
+    )
+    objective = Objective()
+    losses = objective.gather(
+        TASKS, objective.terms(TASKS, outputs, silent), objective.supervised(TASKS, silent), Share(len(silent))
+    )
+    assert set(losses.tasks) == set(losses.levels) == {"semseg"}
+    (found,) = torch.autograd.grad(losses.rest, [outputs.logits["depth"]])
+    assert torch.equal(found, torch.zeros_like(found))
+
+
+def test_levels_are_means_over_the_images_that_supervise(outputs, batch):
+    labels_only = Objective(discovered=0.0, features=0.0)
+    losses = labels_only.gather(
+        TASKS, labels_only.terms(TASKS, outputs, batch), labels_only.supervised(TASKS, batch), Share(len(batch))
+    )
+    assert losses.tasks["depth"].item() == pytest.approx(1 / 2)
+    assert losses.levels["depth"] == pytest.approx(1)
+    assert losses.images == {"semseg": 1, "depth": 1}
+    assert losses.means["labelled.depth"] == pytest.approx(1 / 2)
+
+
+def test_terms_of_regularisers_are_added_as_they_are(outputs, batch):
+    objective = Objective(features=0.0)
+    terms, supervised = objective.terms(TASKS, outputs, batch), objective.supervised(TASKS, batch)
+    alone = objective.gather(TASKS, terms, supervised, Share(2))
+    beside = objective.gather(TASKS, terms | {"consistency": {"a": torch.tensor([3.0, 5.0])}}, supervised, Share(2))
+    assert (beside.rest - alone.rest).item() == pytest.approx(4)
+    assert beside.means["consistency.a"] == 4
+    assert all(torch.equal(beside.tasks[name], alone.tasks[name]) for name in alone.tasks)
 
 
 def test_a_batch_is_the_mean_of_its_images(outputs, batch):
@@ -154,9 +202,9 @@ def test_a_batch_is_the_mean_of_its_images(outputs, batch):
             {name: x[i : i + 1] for name, x in outputs.logits.items()},
             features={name: x[i : i + 1] for name, x in outputs.features.items()},
         )
-        return Objective().total(TASKS, Objective().terms(TASKS, seen, one))
+        return plain_total(Objective(), seen, one)
 
-    together = Objective().total(TASKS, Objective().terms(TASKS, outputs, batch))
+    together = plain_total(Objective(), outputs, batch)
     assert together.item() == pytest.approx((alone(0) + alone(1)).item() / 2)
 
 

@@ -7,16 +7,17 @@ import resource
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from multidense.files import plain, read_json, write_text, written_aside
 from multidense.models.multitask import MultiTask
-from multidense.objective import Terms
+from multidense.objective import Losses
 from multidense.types import MultidenseError
 
 
@@ -29,11 +30,14 @@ class State:
         self.step, self.seconds = 0, 0.0
         self.sums: dict[str, float] = {}
         self.count = 0
+        self.seen: dict[str, list[float]] = {}
         self.history: list[dict[str, float]] = []
 
     @classmethod
-    def restore(cls, folder: Path | None, model: MultiTask, optimizer) -> State:
-        """The state of the folder's checkpoint, put into model, optimiser and generator; a new one where there is none."""
+    def restore(cls, folder: Path | None, model: MultiTask, optimizer, beside: nn.Module) -> State:
+        """The state of the folder's checkpoint, put into model, optimiser, generator and what is there `beside` for the
+        training only (balancer, regularisers); a new one where there is none.
+        """
         state = cls()
         if folder is None or not (folder / cls.file).exists():
             return state
@@ -41,6 +45,8 @@ class State:
             saved = torch.load(folder / cls.file, weights_only=True, map_location="cpu")
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
+            if "beside" in saved:
+                beside.load_state_dict(saved["beside"])
         except Exception as error:  # torch names a damaged file in a dozen ways
             raise MultidenseError(
                 f"{folder / cls.file} cannot be read ({str(error).splitlines()[0]}): delete it to begin this training anew"
@@ -50,19 +56,22 @@ class State:
             torch.cuda.set_rng_state_all(saved["cuda_rng"])
         state.step, state.seconds, state.count = saved["step"], saved["seconds"], saved["count"]
         state.sums, state.history = saved["sums"], saved["history"]
+        state.seen = saved.get("seen", {})
         return state
 
-    def save(self, folder: Path, model: MultiTask, optimizer) -> None:
+    def save(self, folder: Path, model: MultiTask, optimizer, beside: nn.Module) -> None:
         """Write everything beside the last checkpoint, then take its place."""
         saved = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "beside": beside.state_dict(),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "step": self.step,
             "seconds": self.seconds,
             "count": self.count,
             "sums": self.sums,
+            "seen": self.seen,
             "history": self.history,
         }
         with written_aside(folder / self.file) as beside:
@@ -73,12 +82,18 @@ class State:
                     f"the checkpoint could not be written ({str(error).splitlines()[0]}); is the disk full?"
                 ) from error
 
-    def add(self, terms: Terms, loss: Tensor, seconds: float) -> None:
+    def add(self, losses: Losses, loss: Tensor, seconds: float) -> None:
         """One step was made."""
         self.step, self.count, self.seconds = self.step + 1, self.count + 1, self.seconds + seconds
-        values = {f"{term}.{name}": value.mean() for term, by_task in terms.items() for name, value in by_task.items()}
-        for name, value in ({"loss": loss} | values).items():
-            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        for name, value in ({"loss": float(loss)} | dict(losses.means)).items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        for name, level in losses.levels.items():
+            total, images = self.seen.get(name, [0.0, 0.0])
+            self.seen[name] = [total + level * losses.images[name], images + losses.images[name]]
+
+    def levels(self) -> dict[str, float]:
+        """The loss of each task that was present in this epoch, as a mean over the images that supervised it."""
+        return {name: total / images for name, (total, images) in self.seen.items()}
 
     @property
     def mean_loss(self) -> float:
@@ -88,7 +103,7 @@ class State:
         """Means of the epoch and its scores go into the history, and the sums begin anew."""
         means = {name: total / self.count for name, total in self.sums.items()}
         self.history.append({"epoch": epoch + 1, "step": self.step, "lr": rate, **means, **scores})
-        self.sums, self.count = {}, 0
+        self.sums, self.count, self.seen = {}, 0, {}
 
     def cost(self, device: torch.device) -> dict[str, float]:
         """What the training took: seconds in all and a step, and the process's peak memory (the GPU's where there is one)."""
@@ -160,12 +175,16 @@ def held(folder: Path) -> Iterator[None]:
         lock.close()
 
 
-def finished(folder: Path, request: dict, resume: bool) -> bool:
-    """Whether this training is done already; an error where the folder holds another one, or one that was not to be resumed."""
+def finished(folder: Path, request: dict, resume: bool, defaults: Mapping[str, Mapping] = MappingProxyType({})) -> bool:
+    """Whether this training is done already; an error where the folder holds another one, or one that was not to be resumed.
+
+    `defaults` are those of sections that grow: what an older version did not know had its default.
+    """
     begun = (folder / "model").exists() or (folder / State.file).exists()
     if not begun or not (folder / "training.json").exists():
         return False
     before = read_json(folder / "training.json")
+    before |= {key: plain(dict(defaults[key])) | before[key] for key in defaults if isinstance(before.get(key), dict)}
     different = list(differences(before, plain(request)))
     if different:
         raise MultidenseError(

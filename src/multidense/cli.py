@@ -188,6 +188,13 @@ def table(arguments: list[str]) -> None:
     print(told(options.number, [Path(run) for run in options.runs], mixed=options.mixed, rules=options.rules), end="")
 
 
+def score(arguments: list[str]) -> None:
+    """score files made by anyone: predictions against truth"""
+    from multidense.scoring_command import score as command
+
+    command(arguments)
+
+
 def data(arguments: list[str]) -> None:
     """check: find what is wrong with files; show: look at them; label: say who is labelled; convert: a faster copy"""
     from multidense.types import MultidenseError
@@ -354,6 +361,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "predict": predict,
     "report": report,
     "table": table,
+    "score": score,
     "data": data,
     "recipes": recipes,
 }

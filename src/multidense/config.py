@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
+from multidense.balancing import Balancing
 from multidense.models.multitask import MultiTask, build_model
 from multidense.objective import Objective
 from multidense.published import Published
@@ -76,8 +77,10 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
         )
     except ArgumentError as error:
         raise MultidenseError(f"{where}: {readable(str(error))}{_meant(str(error), parser)}") from error
-    except (MultidenseError, ValueError, TypeError) as error:
+    except MultidenseError as error:
         raise MultidenseError(f"{where}: {error}") from error
+    except (ValueError, TypeError) as error:
+        raise MultidenseError(f"{where}: {readable(str(error))}") from error
     return recipe
 
 
@@ -184,7 +187,7 @@ def _section(kind: type, key: str) -> type | None:
     factory = next(f.default_factory for f in fields(kind) if f.name == key)
     if isinstance(factory, type) and is_dataclass(factory):
         return factory
-    inner = {"published": Published, "objective": Objective, "discovery": Discovery}
+    inner = {"published": Published, "objective": Objective, "discovery": Discovery, "balancing": Balancing}
     return inner.get(key) if kind in (Recipe, Network) else None
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from multidense.ops import angle
@@ -48,19 +50,37 @@ class Meter(ABC):
         """The scores by name, in their units; NaN where nothing was added."""
 
 
-class ConfusionMeter(Meter):
-    """Counts of (true class, predicted class) over valid pixels: mIoU, pixAcc and each class's IoU, in per cent.
+class ValueMeter(Meter):
+    """A meter that only asks what was predicted: logits are decoded first, values (from files, say) are added as they are."""
 
-    A class that neither occurs nor is predicted has no IoU and is left out of the mean (it gives NaN in public code).
-    """
-
-    def __init__(self, classes: int):
-        self.classes = classes
-        super().__init__(matrix=(classes, classes))
+    def __init__(self, decode: Callable[[Tensor], Tensor], **shapes: tuple[int, ...]):
+        self.decode = decode
+        super().__init__(**shapes)
 
     def update(self, logits: Float[Tensor, "b c h w"], target: Target) -> None:
-        valid = target.valid[:, 0]
-        true, predicted = target.value[:, 0][valid].long(), logits.argmax(1)[valid]
+        self.add(self.decode(logits.double()), target)
+
+    @abstractmethod
+    def add(self, value: Shaped[Tensor, "b v h w"], target: Target) -> None:
+        """Add the valid pixels of a batch of predicted values, in the task's own units."""
+
+
+class ConfusionMeter(ValueMeter):
+    """Counts of (true class, predicted class) over valid pixels: mIoU, pixAcc and each class's IoU, in per cent.
+
+    `matrix[t, p]` counts the pixels of class t that were predicted to be p. A class that neither occurs nor is predicted has no
+    IoU and is left out of the mean (it gives NaN in public code).
+    """
+
+    def __init__(self, classes: int, **shapes: tuple[int, ...]):
+        self.classes = classes
+        super().__init__(lambda logits: logits.argmax(1, keepdim=True), matrix=(classes, classes), **shapes)
+
+    def update(self, logits: Float[Tensor, "b c h w"], target: Target) -> None:
+        self.add(self.decode(logits), target)  # the largest logit needs no double precision
+
+    def add(self, value: Shaped[Tensor, "b 1 h w"], target: Target) -> None:
+        true, predicted = target.value[target.valid].long(), value[target.valid].long()
         pairs = torch.bincount(true * self.classes + predicted, minlength=self.classes**2)
         self.matrix += pairs.reshape(self.classes, self.classes).cpu().double()
 
@@ -76,21 +96,39 @@ class ConfusionMeter(Meter):
         }
 
 
-class ErrorMeter(Meter):
-    """Errors of a positive quantity over valid pixels: absErr, rmse in its unit; absRel; shares within 1.25ⁿ in per cent."""
+class PartsMeter(ConfusionMeter):
+    """A confusion meter that skips images without any part: those whose valid pixels are all of class 0, the background.
+
+    So do the public evaluations of human parts, where such images have no annotation at all. `skipped` counts them; an image
+    that is valid nowhere is not among them.
+    """
+
+    def __init__(self, classes: int):
+        super().__init__(classes, skipped=())
+
+    def add(self, value: Shaped[Tensor, "b 1 h w"], target: Target) -> None:
+        some = ((target.value > 0) & target.valid).flatten(1).any(1)
+        self.skipped += (target.valid.flatten(1).any(1) & ~some).sum().cpu()
+        super().add(value[some], Target(target.value[some], target.valid[some]))
+
+
+class ErrorMeter(ValueMeter):
+    """Errors of a positive quantity over valid pixels: absErr, rmse in its unit; absRel; logErr, the mean of |ln p − ln y|;
+    shares within 1.25ⁿ in per cent. What is predicted below 10⁻⁹ counts as 10⁻⁹.
+    """
 
     def __init__(self, decode: Callable[[Tensor], Tensor]):
-        self.decode = decode
-        super().__init__(pixels=(), absolute=(), relative=(), squared=(), within=(3,))
+        super().__init__(decode, pixels=(), absolute=(), relative=(), squared=(), logarithmic=(), within=(3,))
 
-    def update(self, logits: Float[Tensor, "b c h w"], target: Target) -> None:
+    def add(self, value: Shaped[Tensor, "b 1 h w"], target: Target) -> None:
         true = target.value[target.valid].double()
-        predicted = self.decode(logits.double())[target.valid].clamp(min=1e-9)
+        predicted = value[target.valid].double().clamp(min=1e-9)
         error, ratio = (predicted - true).abs(), torch.maximum(predicted / true, true / predicted)
         self.pixels += true.numel()
         self.absolute += error.sum().cpu()
         self.relative += (error / true).sum().cpu()
         self.squared += error.square().sum().cpu()
+        self.logarithmic += ratio.log().sum().cpu()
         self.within += torch.stack([(ratio < 1.25**power).sum() for power in (1, 2, 3)]).cpu()
 
     def compute(self) -> dict[str, float]:
@@ -98,20 +136,23 @@ class ErrorMeter(Meter):
             "absErr": (self.absolute / self.pixels).item(),
             "rmse": (self.squared / self.pixels).sqrt().item(),
             "absRel": (self.relative / self.pixels).item(),
+            "logErr": (self.logarithmic / self.pixels).item(),
         } | {f"within_1.25^{power}": (100 * self.within[power - 1] / self.pixels).item() for power in (1, 2, 3)}
 
 
-class AngleMeter(Meter):
-    """Angles between unit vectors over valid pixels, in degrees: mErr (mean), rmse, shares below three limits in per cent."""
+class AngleMeter(ValueMeter):
+    """Angles between directions over valid pixels, in degrees: mErr (mean), rmse, shares below three limits in per cent.
+
+    A prediction without a direction, the zero vector, counts as 90°.
+    """
 
     limits = (11.25, 22.5, 30.0)
 
     def __init__(self, decode: Callable[[Tensor], Tensor]):
-        self.decode = decode
-        super().__init__(pixels=(), total=(), squared=(), within=(3,))
+        super().__init__(decode, pixels=(), total=(), squared=(), within=(3,))
 
-    def update(self, logits: Float[Tensor, "b c h w"], target: Target) -> None:
-        degrees = angle(self.decode(logits.double()), target.value.double())[target.valid]
+    def add(self, value: Float[Tensor, "b 3 h w"], target: Target) -> None:
+        degrees = angle(value.double(), target.value.double())[target.valid]
         self.pixels += degrees.numel()
         self.total += degrees.sum().cpu()
         self.squared += degrees.square().sum().cpu()
@@ -125,7 +166,7 @@ class AngleMeter(Meter):
 
 
 class BinaryMeter(Meter):
-    """Hits and misses of a probability map at many thresholds over valid pixels: best F (β² = 1) and its threshold.
+    """Hits and misses of a probability map at many thresholds over valid pixels: best F (β² = 1), and the loss.
 
     `bestF` is a per-pixel F-measure in per cent, pooled over all images before the maximum; the boundary-matching odsF of the
     literature tolerates small shifts and is another, higher number. `loss` is the task's own loss averaged over images.
@@ -139,10 +180,8 @@ class BinaryMeter(Meter):
 
     def update(self, logits: Float[Tensor, "b 1 h w"], target: Target) -> None:
         probability, true = self.decode(logits)[target.valid], target.value[target.valid] > 0.5
-        bins = torch.bucketize(probability.cpu(), self.thresholds, right=True)
-        above = _counts_at_or_above(bins), _counts_at_or_above(bins[true.cpu()])
-        self.predicted += above[0]
-        self.true_positive += above[1]
+        self.predicted += reaching(rising(probability), self.thresholds)
+        self.true_positive += reaching(rising(probability[true]), self.thresholds)
         self.positive += true.sum().cpu()
         scored = target.valid.flatten(1).any(1)
         self.total_loss += self.loss(logits, target)[scored].double().sum().cpu()
@@ -153,40 +192,68 @@ class BinaryMeter(Meter):
         return {"bestF": (100 * f_measure.max()).item(), "loss": (self.total_loss / self.images).item()}
 
 
-class SaliencyMeter(Meter):
-    """Saliency maps over valid pixels: max mIoU in per cent and MAE.
+class SaliencyMeter(ValueMeter):
+    """Saliency maps over valid pixels: mIoU, maxF and maxF_pooled in per cent, and MAE.
 
-    `mIoU` is the multi-task literature's (protocol of PASCAL-Context, HiTTs Table 4): at each of 15 thresholds from 0.2 to 0.9
-    the foreground's IoU of each image (1 if both are empty), averaged over images, then the best threshold's. `MAE` is pooled
-    over pixels.
+    `mIoU` is the multi-task literature's max mIoU (protocol of PASCAL-Context, HiTTs Table 4): at each of 15 thresholds from
+    0.2 to 0.9 the IoU of what lies above it in each image (1 if both are empty), averaged over images, then the best
+    threshold's. `maxF` (β² = 0.3) is the saliency literature's: each image's map is stretched from its least to its greatest
+    value (a constant one stays), F is taken where it reaches k/255, k = 1 … 255, averaged over images, then the best
+    threshold's; an image where nothing is salient has F = 0. `maxF_pooled` (β² = 0.3) is the other one: the map as it is,
+    pixels counted over all images where it reaches 0.05, 0.1, … 0.95, then the best threshold's. `MAE` is each image's mean
+    |p − y|, averaged over images.
     """
 
-    thresholds = torch.linspace(0.2, 0.9, 15)
+    beta_squared = 0.3
+    overlap_thresholds = torch.arange(4, 19, dtype=torch.float64) / 20
+    pooled_thresholds = torch.arange(1, 20, dtype=torch.float64) / 20
+    levels = torch.arange(1, 256, dtype=torch.float64) / 255 - 1e-9  # less a rounding error: 255 · (p − least) may be whole
 
     def __init__(self, decode: Callable[[Tensor], Tensor]):
-        self.decode = decode
-        super().__init__(overlap=(15,), images=(), absolute=(), pixels=())
+        sums = {"overlap": (15,), "f_measure": (255,), "error": (), "images": ()}
+        super().__init__(decode, **sums, true_positive=(19,), predicted=(19,), positive=())
 
-    def update(self, logits: Float[Tensor, "b c h w"], target: Target) -> None:
-        probability, true = self.decode(logits).cpu(), target.value.cpu() > 0.5
-        valid = target.valid.cpu()
-        for p, t, v in zip(probability, true, valid, strict=True):
-            if not v.any():
-                continue
-            found = p[v][None] > self.thresholds[:, None]
-            both, either = (found & t[v]).sum(1).double(), (found | t[v]).sum(1).double()
-            self.overlap += torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both))
-            self.images += 1
-        self.absolute += (probability - true.float())[valid].double().abs().sum()
-        self.pixels += valid.sum()
+    def add(self, value: Shaped[Tensor, "b 1 h w"], target: Target) -> None:
+        probability, true, valid = value.double().cpu(), (target.value > 0.5).cpu(), target.valid.cpu()
+        for one, salient, known in zip(probability, true, valid, strict=True):
+            if known.any():
+                self._add_image(one[known], salient[known])
+
+    def _add_image(self, probability: Float[Tensor, " n"], salient: Bool[Tensor, " n"]) -> None:
+        self.error += (probability - salient.double()).abs().mean()
+        self.images += 1
+        inside, probability, positive = rising(probability[salient]), rising(probability), salient.sum().double()
+        both = reaching(inside, self.overlap_thresholds, strictly=True)
+        either = reaching(probability, self.overlap_thresholds, strictly=True) + positive - both
+        self.overlap += torch.where(either > 0, both / either.clamp(min=1), torch.ones_like(both))
+
+        least, reach = probability[0], probability[-1] - probability[0]
+        first, every = (each if reach == 0 else (each - least) / reach for each in (inside, probability))
+        self.f_measure += self._f(reaching(first, self.levels), reaching(every, self.levels), positive)
+
+        self.true_positive += reaching(inside, self.pooled_thresholds)
+        self.predicted += reaching(probability, self.pooled_thresholds)
+        self.positive += positive
+
+    def _f(self, true_positive: Tensor, predicted: Tensor, positive: Tensor) -> Tensor:
+        """F at each threshold; 0 where nothing is salient and nothing was found."""
+        return (1 + self.beta_squared) * true_positive / (predicted + self.beta_squared * positive).clamp(min=1e-12)
 
     def compute(self) -> dict[str, float]:
+        pooled = self._f(self.true_positive, self.predicted, self.positive).max() if self.images else torch.tensor(math.nan)
         return {
             "mIoU": (100 * (self.overlap / self.images).max()).item(),
-            "MAE": (self.absolute / self.pixels).item(),
+            "maxF": (100 * (self.f_measure / self.images).max()).item(),
+            "maxF_pooled": (100 * pooled).item(),
+            "MAE": (self.error / self.images).item(),
         }
 
 
-def _counts_at_or_above(bins: Tensor) -> Tensor:
-    """How many entries reach each of the 99 thresholds, from their bin numbers 0 … 99."""
-    return torch.bincount(bins, minlength=100).flip(0).cumsum(0).flip(0)[1:].double()
+def rising(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The values sorted, on the CPU (by numpy, which takes a tenth of torch's time there)."""
+    return torch.from_numpy(np.sort(values.detach().cpu().numpy()))
+
+
+def reaching(values: Float[Tensor, " n"], thresholds: Float[Tensor, " t"], strictly: bool = False) -> Float[Tensor, " t"]:
+    """How many of the rising values are at least (or, `strictly`, above) each threshold."""
+    return (len(values) - torch.searchsorted(values, thresholds, right=strictly)).double()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
+from multidense.balancing import Balancing
 from multidense.files import plain, write_text
 from multidense.models.backbones import BACKBONES
 from multidense.models.decoders import DECODERS
@@ -119,6 +120,8 @@ class Network:
         tasks: names of its tasks; left out, all of the recipe's.
         options: settings of backbone and decoder.
         objective: weights of the loss terms, where they differ from the training's.
+        balancing: how task losses are balanced, in place of the training's way.
+        regularizers: training-only terms across tasks, in place of the training's.
     """
 
     decoder: str = "hitts"
@@ -129,6 +132,8 @@ class Network:
     tasks: list[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     objective: Objective | None = None
+    balancing: Balancing | None = None
+    regularizers: dict[str, dict[str, Any]] | None = None
 
     @property
     def teachers(self) -> list[str]:
@@ -194,6 +199,10 @@ class Recipe:
                 )
             for task in network.tasks or ():
                 self._known(f"networks.{name}.tasks", task, self.tasks)
+            try:
+                self.training_of(network)
+            except ValueError as error:
+                raise MultidenseError(f"networks.{name}: {error}") from error
         self._known("baseline", self.baseline, self.networks)
         self._known("labels.task", self.labels.task, self.tasks)
         for network in self.networks.values():
@@ -246,6 +255,11 @@ class Recipe:
         """How the labels of a network are discovered."""
         return network.discovery or self.discovery
 
+    def training_of(self, network: Network) -> Training:
+        """How a network is trained: as all of them, but for what it says itself."""
+        own = {name: getattr(network, name) for name in ("objective", "balancing", "regularizers")}
+        return replace(self.training, **{name: value for name, value in own.items() if value is not None})
+
     @property
     def stages(self) -> list[list[str]]:
         """The networks in the order of training: each stage needs only teachers of those before."""
@@ -296,5 +310,8 @@ def readable(message: str) -> str:
     """The lines of a parser's error that say something."""
     if 'Parser key "data.size"' in message:
         return "data.size should be [HEIGHT, WIDTH], for instance [48, 64]"
+    if "against any of the Union subtypes" in message:  # of a section that may be left out, only what is wrong with it
+        wrong = [line.strip().removeprefix("- ") for line in message.splitlines() if line.strip().startswith("- ")]
+        return " ".join(line for line in wrong if "NoneType" not in line)
     lines = [line.strip() for line in message.splitlines() if line.strip() and not line.startswith("usage:")]
     return " ".join(lines)

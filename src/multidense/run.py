@@ -130,7 +130,7 @@ class Run:
         if recipe.training.threads:
             torch.set_num_threads(recipe.training.threads)
         found = [self.discover(teacher, reporter, student=name) for teacher in settings.teachers]
-        training = replace(recipe.training, objective=settings.objective or recipe.training.objective)
+        training = recipe.training_of(settings)
         model = build_model(
             recipe.backbone, settings.decoder, recipe.task_objects(name), recipe.width, seed=recipe.seed, **settings.options
         )

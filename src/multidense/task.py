@@ -8,7 +8,7 @@ the named moves (`resize`, `crop`, `flip`, `rotate`, `zoom`) as its special case
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import ClassVar
@@ -192,15 +192,46 @@ class Task(ABC):
         """Probabilities of the categories, for a target's `soft`; None where the decoded value is a probability itself."""
         return None
 
+    # Between tasks ----------------------------------------------------------------------------------------------------
+
+    @property
+    def embedding_channels(self) -> int:
+        """Channels of what `embed` and `embed_logits` return."""
+        return self.value_channels
+
+    def embed(self, value: Shaped[Tensor, "b v h w"], valid: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b e h w"]:
+        """A value as the input of a network, about 0 … 1; whatever is stored where it is not valid counts as zero."""
+        return value.masked_fill(~valid, 0).float()
+
+    def embed_logits(
+        self, logits: Float[Tensor, "b c h w"], generators: Sequence[torch.Generator] | None = None
+    ) -> Float[Tensor, "b e h w"]:
+        """What the logits say in the same form, differentiable.
+
+        With `generators`, one an image on the logits' device, a category is drawn instead of giving its probabilities.
+        """
+        return self.decode(logits.float())
+
     # Measuring --------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def distance(self, a: Shaped[Tensor, "b v h w"], b: Shaped[Tensor, "b v h w"]) -> Float[Tensor, "b 1 h w"]:
         """How far two values lie apart, pixel by pixel, in the unit that `tolerance` uses."""
 
+    contrast: ClassVar[tuple[float, float]] = (0.5, 0.5)
+    """Up to which `label_distance` two labels are alike, and from which on they differ; of those between nothing is said."""
+
+    def label_distance(self, a: Shaped[Tensor, "b v h w"], b: Shaped[Tensor, "b v h w"]) -> Float[Tensor, "b 1 h w"]:
+        """How unlike two labels are, the same both ways, in the unit of `contrast`."""
+        return self.distance(self.harden(a), self.harden(b))
+
     @abstractmethod
     def meter(self) -> Meter:
         """A fresh meter that computes `scores`; `update(logits, target)`."""
+
+    def quick_meter(self) -> Meter:
+        """A fresh meter for learning curves: the same, or a cheap one whose first score stands for the primary one."""
+        return self.meter()
 
     def groups(self, value: Shaped[Tensor, "b v h w"]) -> Int[Tensor, "b h w"]:
         """Which category each pixel belongs to, for statistics per class; one group where a task has no categories."""

@@ -1,8 +1,8 @@
 """Training: one visible loop on Lightning Fabric. Seeded, resumable at any moment, any number of devices.
 
 The order of images is a function of (seed, epoch), an image's augmentation of (seed, epoch, index), the learning rate of the
-step: a checkpoint needs only weights, optimiser, counters and the generator's state, and a resumed run ends in the same
-weights, bit for bit on the CPU.
+step: a checkpoint needs only weights, optimiser, what balancer and regularisers remember, counters and the generator's state,
+and a resumed run ends in the same weights, bit for bit on the CPU. Several processes make the steps of one, up to rounding.
 """
 
 from __future__ import annotations
@@ -12,27 +12,29 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
-import numpy as np
 import safetensors.torch
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from multidense.balancing import Balancing, Trunk, make_balancer
 from multidense.checkpoint import Curves, State, finished, held
-from multidense.compat import mend_torchvision
-from multidense.data import Augment, Augmented, Reader, collate
+from multidense.data import Augment, Reader
 from multidense.evaluation import measure
+from multidense.feed import Feed
 from multidense.files import write_json
 from multidense.models.multitask import MultiTask, load_model
 from multidense.objective import Objective, Terms
+from multidense.processes import gathered, sum_gradients, synchronised
 from multidense.progress import Reporter, silent
+from multidense.regularizers import check_regularizers, make_regularizers
 from multidense.store import Discovered
 from multidense.suggest import nearest
 from multidense.types import Batch, MultidenseError, Outputs
@@ -57,6 +59,8 @@ class Training:
         precise_bn: whether BatchNorm's running averages, which remember the last few batches only, are taken anew over one
             epoch after the last step. With small batches the scores hang on chance without it.
         objective: weights of the terms.
+        balancing: how the task losses are balanced.
+        regularizers: training-only terms across tasks: settings by name.
         augment: what is drawn for each image.
         checkpoint_every: steps between checkpoints; one is also written after every epoch.
         validate_every: epochs between validation scores in the curves; 0 takes none.
@@ -79,6 +83,8 @@ class Training:
     clip: float = 0.0
     precise_bn: bool = True
     objective: Objective = field(default_factory=Objective)
+    balancing: Balancing = field(default_factory=Balancing)
+    regularizers: dict[str, dict[str, Any]] = field(default_factory=dict)
     augment: Augment = field(default_factory=Augment)
     checkpoint_every: int = 200
     validate_every: int = 0
@@ -105,6 +111,7 @@ class Training:
             if getattr(self, name) not in get_args(kind):
                 found = getattr(self, name)
                 raise ValueError(f"training.{name} must be one of {', '.join(get_args(kind))}, found {found!r}")
+        check_regularizers(self.regularizers)
         if self.batch_size % self.devices:
             raise ValueError(f"training.batch_size ({self.batch_size}) must be a multiple of devices ({self.devices})")
 
@@ -157,7 +164,7 @@ def fit(
         "discovered": [found.identity for found in discovered],
     }
     with held(folder):
-        if finished(folder, request, resume):
+        if finished(folder, request, resume, defaults={"training": asdict(Training())}):
             return load_model(folder / "model").eval()
         write_json(folder / "training.json", request)
         return _fit(model, data, discovered, folder, seed, val, settings, reporter)
@@ -173,31 +180,21 @@ def _fit(
     settings: Training,
     reporter: Reporter,
 ) -> MultiTask:
-    mend_torchvision()
-    from lightning.fabric import Fabric
+    from multidense.spawned import fabric_for, launched
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
     fit_codebooks(model, data, discovered, seed)
     for found in discovered:
         data = found.attach(data)
-    augmented = Augmented(data, settings.augment, seed)
-    try:
-        fabric = Fabric(
-            accelerator=settings.accelerator,
-            devices=settings.devices,
-            precision=settings.precision,
-            strategy="ddp_spawn" if settings.devices > 1 else "auto",
-        )
-    except Exception as error:  # Fabric refuses what the machine has not in several ways
-        raise MultidenseError(
-            f"cannot train on {settings.devices} × {settings.accelerator} at {settings.precision}: {str(error).splitlines()[0]}"
-        ) from error
+    _beside(model, settings)  # what cannot be made is refused before anything starts
+    fabric = fabric_for(settings.accelerator, settings.devices, settings.precision)
     # With several devices the loop runs in as many new processes, and the weights come back from the first of them.
     with tempfile.TemporaryDirectory(prefix="multidense-") as handover:
         weights = Path(handover) / "weights.safetensors"
-        job = {"model": model, "augmented": augmented, "discovered": discovered, "folder": folder, "weights": weights}
-        cost = fabric.launch(partial(_loop, **job, seed=seed, val=val, settings=settings, reporter=reporter))
+        job = {"model": model, "data": data, "discovered": discovered, "folder": folder, "weights": weights}
+        loop = partial(train_loop, **job, seed=seed, val=val, settings=settings, reporter=reporter)
+        cost = launched(fabric, loop, Path(handover))
         model.load_state_dict(safetensors.torch.load_file(weights))
     model.eval()
     if folder:
@@ -208,10 +205,10 @@ def _fit(
     return model
 
 
-def _loop(
+def train_loop(
     fabric,
     model: MultiTask,
-    augmented: Augmented,
+    data: Reader,
     discovered: Sequence[Discovered],
     folder: Path | None,
     weights: Path,
@@ -225,15 +222,20 @@ def _loop(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     if fabric.world_size > 1:
-        model = copy.deepcopy(model)  # what a spawned process is sent lies in memory that all of them share
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if fabric.device.type == "cuda" else model
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
+        model = synchronised(copy.deepcopy(model))  # what a spawned process is sent lies in memory that all of them share
+    beside = _beside(model, settings).to(next(model.parameters()).dtype).to(fabric.device)
+    balancer, regularizers = beside["balancer"], beside["regularizers"]
+    groups = [{"params": list(model.parameters())}, *balancer.groups(), *regularizers.groups()]
+    optimizer = torch.optim.Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay)
     network, optimizer = fabric.setup(_AsMapping(model), optimizer)
-    per_epoch = -(-len(augmented) // settings.batch_size)
+    learnt = [*model.parameters(), *regularizers.parameters()]
+    feed = Feed(data, settings.augment, seed, settings.batch_size, model.tasks, regularizers.views, settings.workers)
+    per_epoch = feed.per_epoch
     steps = per_epoch * settings.epochs
-    state = State.restore(folder, model, optimizer)
+    state = State.restore(folder, model, optimizer, beside)
     told = reporter if fabric.is_global_zero else silent
     curves = Curves(folder if fabric.is_global_zero else None, state.step // per_epoch)
+    trunk = Trunk(model, model.backbone)
 
     network.train()
     if fabric.device.type == "cuda":
@@ -242,40 +244,40 @@ def _loop(
     with told.work("training", steps, state.step) as advance:
         while state.step < steps:
             epoch, first = divmod(state.step, per_epoch)
-            augmented.set_epoch(epoch)
-            order = _order(augmented, seed, epoch)
-            for batch in _loader(augmented, order, first, settings, fabric, model.tasks):
+            for batches, share in feed.batches(epoch, first, fabric):
                 for group in optimizer.param_groups:
-                    group["lr"] = settings.rate(state.step, steps)
-                batch = batch.to(fabric.device)
+                    group["lr"] = settings.rate(state.step, steps) * group.get("lr_scale", 1.0)
                 for found in discovered:
-                    batch = found.complete(batch)
-                outputs = Outputs(**network(batch.image))
-                terms = settings.objective.terms(model.tasks, outputs, batch)
-                loss = settings.objective.total(model.tasks, terms)
+                    batches = [found.complete(batch) for batch in batches]
+                share.mark(network)
+                outputs = [Outputs(**network(batch.image)) for batch in batches]
+                terms = settings.objective.terms(model.tasks, outputs[0], batches[0])
+                terms = terms | regularizers.terms(model, batches, outputs)
+                supervised = settings.objective.supervised(model.tasks, batches[0])
+                losses = settings.objective.gather(model.tasks, terms, supervised, share)
                 optimizer.zero_grad()
-                fabric.backward(loss)
-                norm = fabric.clip_gradients(
-                    network, optimizer, max_norm=settings.clip or float("inf"), error_if_nonfinite=False
-                )
+                loss = balancer.backward(losses, trunk, fabric.backward)
+                sum_gradients(learnt)
+                norm = nn.utils.clip_grad_norm_(model.parameters(), settings.clip or math.inf)
                 if not (loss.isfinite() and norm.isfinite()):
-                    raise MultidenseError(_not_finite(terms, batch, state.step, epoch, folder))
+                    raise MultidenseError(_not_finite(terms, batches[0], state.step, epoch, folder))
                 optimizer.step()
-                state.add(terms, loss, time.perf_counter() - began)
+                state.add(losses, loss, time.perf_counter() - began)
                 began = time.perf_counter()
                 advance(1, f"loss {state.mean_loss:.3f}")
                 if state.step == steps and settings.precise_bn:  # before the last validation and the last checkpoint
-                    augmented.set_epoch(settings.epochs)
-                    further = _loader(augmented, _order(augmented, seed, settings.epochs), 0, settings, fabric, model.tasks)
-                    settle(network, (batch.image.to(fabric.device) for batch in further))
+                    settle(network, _images(feed, settings.epochs, fabric, network))
                 if state.step % per_epoch == 0:
+                    balancer.epoch_end(state.levels())
                     scores = _scores(model, val, settings, epoch) if fabric.is_global_zero else {}
+                    scores |= {f"weight.{name}": weight for name, weight in balancer.told().items()}
                     state.end_epoch(epoch, settings.rate(state.step - 1, steps), scores)
                     curves.write(state.history)
                 due = state.step % per_epoch == 0 or state.step % settings.checkpoint_every == 0
                 if due and folder and fabric.is_global_zero:
-                    state.save(folder, model, optimizer)
+                    state.save(folder, model, optimizer, beside)
                     began = time.perf_counter()
+    trunk.release()
     curves.close()
     if fabric.is_global_zero:
         final = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -283,16 +285,31 @@ def _loop(
     return state.cost(fabric.device)
 
 
-def _order(augmented: Augmented, seed: int, epoch: int) -> list[int]:
-    """The order of the images in an epoch."""
-    return np.random.default_rng((seed, epoch)).permutation(len(augmented)).tolist()
+def _beside(model: MultiTask, settings: Training) -> nn.ModuleDict:
+    """What is there for the training only: the balancer and the regularisers."""
+    try:
+        return nn.ModuleDict(
+            {
+                "balancer": make_balancer(settings.balancing, model.task_names),
+                "regularizers": make_regularizers(settings.regularizers, model.tasks),
+            }
+        )
+    except ValueError as error:
+        raise MultidenseError(f"training: {error}") from error
+
+
+def _images(feed: Feed, epoch: int, fabric, network: nn.Module) -> Iterable[Float[Tensor, "b 3 h w"]]:
+    """The images of an epoch, a batch at a time."""
+    for (batch,), share in feed.batches(epoch, 0, fabric, views=1):
+        share.mark(network)
+        yield batch.image
 
 
 def settle(network: nn.Module, images: Iterable[Float[Tensor, "b 3 h w"]]) -> None:
     """BatchNorm's running averages as the mean over these batches ("precise BatchNorm": Wu and Johnson, Rethinking "Batch" in
     BatchNorm, 2021). The weights stay as they are.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d | nn.SyncBatchNorm)]
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
@@ -312,7 +329,7 @@ def _scores(model: MultiTask, val: Reader | None, settings: Training, epoch: int
     often = settings.validate_every > 0 and (epoch + 1) % settings.validate_every == 0
     if val is None or not (often or epoch >= settings.epochs - settings.validate_last):
         return {}
-    return {f"val.{name}": value for name, value in measure(model, val).scores.items()}
+    return {f"val.{name}": value for name, value in measure(model, val, quick=True).scores.items()}
 
 
 def fit_codebooks(model: MultiTask, data: Reader, discovered: Sequence[Discovered], seed: int) -> None:
@@ -343,35 +360,6 @@ def _settings(settings: Training | None, overrides: dict) -> Training:
         raise MultidenseError(str(error)) from error
 
 
-def _loader(augmented: Augmented, order: list[int], first: int, settings: Training, fabric, tasks) -> Iterator[Batch]:
-    """The batches of an epoch from batch `first` on; each process takes its share of every batch."""
-    size, share = settings.batch_size, settings.batch_size // fabric.world_size
-    begin = fabric.global_rank * share
-    chunks = [order[i : i + size][begin : begin + share] for i in range(first * size, len(order), size)]
-    if fabric.world_size > 1:  # every process must take part in every step, also in a short last one
-        chunks = [chunk or order[:1] for chunk in chunks]
-    unfitted = tuple(task.with_codebook(None) for task in tasks)
-    return iter(
-        DataLoader(
-            augmented,
-            batch_sampler=chunks,
-            num_workers=settings.workers,
-            collate_fn=_Collate(unfitted),
-            generator=torch.Generator(),  # or making the iterator would draw from the global one
-        )
-    )
-
-
-@dataclass(frozen=True)
-class _Collate:
-    """`collate` with its tasks, in a form that worker processes can be sent."""
-
-    tasks: tuple
-
-    def __call__(self, samples: list) -> Batch:
-        return collate(samples, self.tasks)
-
-
 class _AsMapping(nn.Module):
     """The model with its outputs as a plain mapping, because Fabric walks through what a network returns and refuses frozen
     classes.
@@ -393,7 +381,8 @@ def _not_finite(terms: Terms, batch: Batch, step: int, epoch: int, folder: Path 
         for name, loss in by_task.items()
         if not loss.isfinite().all()
     ]
-    what = "; ".join(culprits) or f"the gradient (all losses are finite) on images {', '.join(batch.ids)}"
+    culprits, images = gathered(culprits), gathered(batch.ids)
+    what = "; ".join(culprits) or f"the gradient (all losses are finite) on images {', '.join(images)}"
     kept = f"; the last good checkpoint is kept in {folder}" if folder else ""
     where = f"training stopped at step {step + 1} of epoch {epoch + 1}"
     return f"{where}: not finite is {what}{kept}. Look at these labels, or lower lr"

@@ -131,13 +131,21 @@ class Outputs:
     score_maps: Mapping[str, Float[Tensor, "b _ _ _"]] = field(default_factory=dict)
 
 
+PIXELS, IMAGES = "pixels of all images", "images"
+
+
 @dataclass(frozen=True)
 class Score:
-    """A named number with a unit and a direction: nothing that reads it needs to know which task it came from."""
+    """A named number with a unit, a direction and a rule of pooling: nothing that reads it needs to know its task.
+
+    `pooling` says what is counted or averaged over: "pixels of all images" (an image weighs by its valid pixels), or "images"
+    (each weighs the same).
+    """
 
     name: str
     unit: str
     higher_is_better: bool
+    pooling: str = PIXELS
 
 
 SCORES = {
@@ -148,6 +156,7 @@ SCORES = {
         Score("absErr", "m", False),
         Score("absRel", "", False),
         Score("rmse", "", False),
+        Score("logErr", "", False),
         Score("mErr", "°", False),
         Score("within_11.25", "%", True),
         Score("within_22.5", "%", True),
@@ -159,12 +168,18 @@ SCORES = {
         Score("odsF", "%", True),
         Score("oisF", "%", True),
         Score("AP", "%", True),
-        Score("maxF", "%", True),
-        Score("MAE", "", False),
-        Score("loss", "", False),
+        Score("max_mIoU", "%", True, IMAGES),
+        Score("maxF", "%", True, IMAGES),
+        Score("maxF_pooled", "%", True),
+        Score("MAE", "", False, IMAGES),
+        Score("loss", "", False, IMAGES),
     )
 }
-"""Every score this package reports or reads, by name. `rmse` is in the unit of the error it belongs to (m or °)."""
+"""Every score this package reports or reads, by name.
+
+`rmse` is in the unit of the error it belongs to (m or °). `mIoU` of a saliency map is `max_mIoU`, by the name its published
+tables have; its task says so (`task.scores`).
+"""
 
 
 class MultidenseError(Exception):

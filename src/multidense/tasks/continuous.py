@@ -7,7 +7,7 @@ With a codebook the loss is the mixture of HiTTs, equations (11)–(13): `regres
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -80,6 +80,16 @@ class ContinuousTask(Task):
 
     def probabilities(self, logits: Tensor) -> Tensor | None:
         return logits.softmax(1) if self.codebook_size else None
+
+    @abstractmethod
+    def rescaled(self, value: Float[Tensor, "b v h w"]) -> Float[Tensor, "b v h w"]:
+        """A value, or an estimate of one, as the input of a network; zero is the value of nothing."""
+
+    def embed(self, value: Tensor, valid: Tensor) -> Tensor:
+        return self.rescaled(value.masked_fill(~valid, 0).float())
+
+    def embed_logits(self, logits: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        return self.rescaled(self.estimate(logits.float()))
 
     def category(self, value: Tensor) -> Tensor:
         return self.assign(value) if self.codebook_size else self.groups(value)

@@ -38,6 +38,7 @@ class Depth(ContinuousTask):
 
     name: ClassVar[str] = "depth"
     least: ClassVar[float] = 1e-6
+    contrast: ClassVar[tuple[float, float]] = (0.05, 0.25)
 
     bins: int | None = None
     low: float | None = field(default=None, kw_only=True)
@@ -110,12 +111,20 @@ class Depth(ContinuousTask):
     def regression_loss(self, value: Tensor, target: Target) -> Tensor:
         return masked_mean((value - target.value).abs(), target.valid, target.weight)
 
+    def rescaled(self, value: Tensor) -> Tensor:
+        """Divided by the largest depth of the image (the largest absolute value, as estimates may be negative)."""
+        return value / value.abs().amax((1, 2, 3), keepdim=True).clamp(min=self.least)
+
     def assign(self, value: Tensor) -> Tensor:
         return nearest_bin(value, self.centres())
 
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Relative error |a − b| / b."""
         return (a - b).abs() / b.clamp(min=self.least)
+
+    def label_distance(self, a: Tensor, b: Tensor) -> Tensor:
+        """|log a − log b|."""
+        return (a.clamp(min=self.least).log() - b.clamp(min=self.least).log()).abs()
 
     def meter(self) -> ErrorMeter:
         return ErrorMeter(self.decode)

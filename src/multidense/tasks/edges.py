@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from multidense.meters import BinaryMeter
+from multidense.boundaries import BoundaryMeter, Protocol
+from multidense.meters import BinaryMeter, Meter
 from multidense.ops import masked_mean
 from multidense.tasks.binary import BinaryTask
 from multidense.types import SCORES, Score, Target
@@ -22,12 +23,26 @@ from multidense.types import SCORES, Score, Target
 class Edges(BinaryTask):
     """Boundaries. Loss: binary cross-entropy with fixed weights, `positive` for edges and 1 − `positive` for the rest.
 
-    Score: bestF, a per-pixel F-measure (see `meters.BinaryMeter`), not the boundary-matching odsF.
+    Score: odsF of matched boundaries; further oisF, AP (see `multidense.boundaries`) and bestF, a cheap F-measure pixel by
+    pixel (see `meters.BinaryMeter`), which stands for odsF in learning curves. Numbers of different `max_dist` or `nms` never
+    compare.
     """
 
     name: ClassVar[str] = "edges"
 
     positive: float = field(default=0.95, kw_only=True)
+    max_dist: float = field(default=0.0075, kw_only=True)
+    """How far a matched boundary pixel may lie, as a share of the image's diagonal; NYUD uses 0.011."""
+    nms: bool = field(default=False, kw_only=True)
+    """Whether predictions are first thinned by oriented non-maximum suppression, with 101 thresholds of its own."""
+    thresholds: int = field(default=99, kw_only=True)
+    """How many thresholds k / (`thresholds` + 1) are tried without `nms`."""
+
+    def __post_init__(self):
+        if not 0 < self.max_dist <= 1:
+            raise ValueError(f"Edges: max_dist must lie above 0, at most at 1, found {self.max_dist}")
+        if self.thresholds < 1:
+            raise ValueError(f"Edges: thresholds must be at least 1, found {self.thresholds}")
 
     @property
     def channels(self) -> int:
@@ -35,7 +50,12 @@ class Edges(BinaryTask):
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        return (SCORES["bestF"],)
+        return (SCORES["odsF"],)
+
+    @property
+    def protocol(self) -> Protocol:
+        """How boundaries are cut out of a prediction and matched."""
+        return Protocol.with_nms(self.max_dist) if self.nms else Protocol.plain(self.thresholds, self.max_dist)
 
     def decode(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -45,5 +65,40 @@ class Edges(BinaryTask):
         entropy = F.binary_cross_entropy_with_logits(logits, target.value, weight=weight, reduction="none")
         return masked_mean(entropy, target.valid, target.weight)
 
-    def meter(self) -> BinaryMeter:
+    def meter(self) -> EdgeMeter:
+        return EdgeMeter(self.boundary_meter(), self.quick_meter())
+
+    def quick_meter(self) -> BinaryMeter:
         return BinaryMeter(self.decode, self.loss)
+
+    def boundary_meter(self) -> BoundaryMeter:
+        """The part of `meter` that matches boundaries."""
+        return BoundaryMeter(self.decode, self.protocol)
+
+
+class EdgeMeter(Meter):
+    """Two meters in one: odsF, oisF and AP of matched boundaries, then bestF and loss pixel by pixel."""
+
+    def __init__(self, boundaries: BoundaryMeter, pixels: BinaryMeter):
+        self.parts = {"boundaries": boundaries, "pixels": pixels}
+        super().__init__()
+
+    def reset(self) -> None:
+        for part in self.parts.values():
+            part.reset()
+
+    @property
+    def sums(self) -> dict[str, Tensor]:
+        return {f"{name}.{key}": value for name, part in self.parts.items() for key, value in part.sums.items()}
+
+    def merge(self, sums: dict[str, Tensor]) -> None:
+        for name, part in self.parts.items():
+            part.merge({key.removeprefix(f"{name}."): value for key, value in sums.items() if key.startswith(f"{name}.")})
+
+    def update(self, logits: Tensor, target: Target) -> None:
+        for part in self.parts.values():
+            part.update(logits, target)
+
+    def compute(self) -> dict[str, float]:
+        matched = self.parts["boundaries"].compute()
+        return {name: matched[name] for name in ("odsF", "oisF", "AP")} | self.parts["pixels"].compute()

@@ -38,6 +38,7 @@ class Normals(ContinuousTask):
 
     name: ClassVar[str] = "normals"
     value_channels: ClassVar[int] = 3
+    contrast: ClassVar[tuple[float, float]] = (10.0, 30.0)
 
     centers: int | None = None
     spread: Literal["fitted", "hemisphere", "sphere"] = field(default="fitted", kw_only=True)
@@ -103,6 +104,10 @@ class Normals(ContinuousTask):
         if self.measure == "l1":
             return masked_mean((directions - target.value).abs(), target.valid, target.weight)
         return masked_mean(1 - (directions * target.value).sum(1, keepdim=True), target.valid, target.weight)
+
+    def rescaled(self, value: Tensor) -> Tensor:
+        """(n + 1) / 2 of the unit vectors; without a direction all three are one half."""
+        return (unit(value) + 1) / 2
 
     def assign(self, value: Tensor) -> Tensor:
         return nearest_direction(value, self.centres())

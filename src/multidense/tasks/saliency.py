@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -24,7 +24,7 @@ class Saliency(BinaryTask):
 
     Public code balances over the batch; here it is per image, so that an image's loss does not depend on its batch mates, and
     no share counts as less than 5 %, so that images without a salient object still teach.
-    Score: mIoU, the best of 15 thresholds (see `meters.SaliencyMeter`).
+    Score: mIoU, the best of 15 thresholds, averaged over images; further maxF, maxF_pooled, MAE (see `meters.SaliencyMeter`).
     """
 
     name: ClassVar[str] = "saliency"
@@ -37,7 +37,7 @@ class Saliency(BinaryTask):
 
     @property
     def scores(self) -> tuple[Score, ...]:
-        return (SCORES["mIoU"],)
+        return (replace(SCORES["max_mIoU"], name="mIoU"),)
 
     def decode(self, logits: Tensor) -> Tensor:
         return self.log_odds(logits).sigmoid()

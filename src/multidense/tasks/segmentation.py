@@ -9,6 +9,7 @@ A label file is an 8-bit palette PNG whose indices are the class ids and whose 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -20,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from multidense import pictures
-from multidense.meters import ConfusionMeter
+from multidense.meters import ConfusionMeter, PartsMeter
 from multidense.ops import masked_mean
 from multidense.task import Task
 from multidense.types import SCORES, Score, Target
@@ -100,6 +101,25 @@ class SemanticSegmentation(Task):
     def probabilities(self, logits: Tensor) -> Tensor:
         return logits.softmax(1)
 
+    @property
+    def embedding_channels(self) -> int:
+        return self.classes
+
+    def embed(self, value: Tensor, valid: Tensor) -> Tensor:
+        """One-hot, all zero where not valid."""
+        empty = torch.zeros(len(value), self.classes, *value.shape[-2:], device=value.device)
+        return empty.scatter_(1, value.masked_fill(~valid, 0), valid.float())
+
+    def embed_logits(self, logits: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """Probabilities, or one-hot draws by Gumbel noise, whose gradient is that of the noisy probabilities."""
+        logits = logits.float()
+        if generators is None:
+            return logits.softmax(1)
+        waits = [torch.empty_like(one).exponential_(generator=each) for one, each in zip(logits, generators, strict=True)]
+        soft = (logits - torch.stack(waits).clamp(min=1e-30).log()).softmax(1)
+        hard = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
+        return hard + (soft - soft.detach())
+
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """0 where the classes agree, 1 where they differ."""
         return (a != b).float()
@@ -117,8 +137,14 @@ class SemanticSegmentation(Task):
 
 @dataclass(frozen=True, repr=False)
 class HumanParts(SemanticSegmentation):
-    """Parts of people (PASCAL-Context: background and six parts) or of anything else that has parts."""
+    """Parts of people (PASCAL-Context: background and six parts) or of anything else that has parts.
+
+    Images in whose truth no part is seen, nothing but class 0, are left out of the scores, as the public evaluations do.
+    """
 
     name: ClassVar[str] = "parts"
 
     classes: int = 7
+
+    def meter(self) -> PartsMeter:
+        return PartsMeter(self.classes)
