@@ -19,21 +19,19 @@ Table, plot and `experiment.json` (every score of every seed, settings, commit, 
 from __future__ import annotations
 
 import argparse
-import math
-import multiprocessing
 import sys
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 
+from multidense.comparison import portable, seed_runs, together
+from multidense.comparison_table import gains_over, markdown_table, paired, standard_error
 from multidense.config import load_recipe
 from multidense.files import read_json, write_json, write_text
-from multidense.recipe import Recipe
-from multidense.results import Results, delta_mtl, environment
+from multidense.jobs import places, plan, with_teachers, work_off
+from multidense.results import Results, environment
 from multidense.run import Run
+from multidense.tables import spread
 
 CLAIMS = (
     ("both", "hitts", "discovery adds to its own teacher"),
@@ -46,101 +44,17 @@ CLAIMS = (
 """(better, than, in words): what the method promises, and below that its two terms apart; judged on `delta_mtl` by seed."""
 
 
-# Running ----------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Job:
-    """Train a network of a run, or (with a `teacher`) find what that teacher knows for it."""
-
-    folder: Path
-    network: str
-    teacher: str | None = None
-
-    @property
-    def done(self) -> bool:
-        """Whether a training is finished; what was found is looked after by the run."""
-        return self.teacher is None and (self.folder / self.network / "results.json").exists()
-
-    def __str__(self) -> str:
-        return f"{self.folder.name} · {f'labels of {self.teacher} for ' if self.teacher else ''}{self.network}"
-
-    def __call__(self) -> str:
-        began, run = time.monotonic(), Run.open(self.folder)
-        if self.teacher:
-            run.find(self.teacher, self.network)
-        else:
-            run.train_network(self.network)
-        return f"{time.monotonic() - began:.0f} s"
-
-
-def plan(folders: Sequence[Path], recipe: Recipe, networks: Collection[str]) -> dict[Job, set[Job]]:
-    """Every job that is not done, with those that come before it: one network over all seeds, then the next."""
-    jobs: dict[Job, set[Job]] = {}
-    for name in (name for stage in recipe.stages for name in stage if name in networks):
-        for folder in folders:
-            job = Job(folder, name)
-            if job.done:
-                continue
-            jobs[job] = set()
-            for teacher in recipe.networks[name].teachers:
-                # Students with the recipe's own discovery share what is found, so only the first of them is waited for.
-                own = recipe.networks[name].discovery is not None
-                first = name if own else next(other.network for other in _sharing(recipe, jobs, folder, teacher))
-                find = Job(folder, first, teacher)
-                jobs[find] = {one for one in [Job(folder, teacher)] if one in jobs}
-                jobs[job].add(find)
-    return jobs
-
-
-def _sharing(recipe: Recipe, jobs: Collection[Job], folder: Path, teacher: str) -> Iterator[Job]:
-    """The trainings planned in a folder that share the recipe's discovery of a teacher."""
-    for job in jobs:
-        network = recipe.networks[job.network]
-        if job.folder == folder and not job.teacher and teacher in network.teachers and network.discovery is None:
-            yield job
-
-
-def work_off(jobs: Mapping[Job, set[Job]], processes: int) -> list[Job]:
-    """Do every job once those before it are done; one that fails stops only those that need it. Returns what failed."""
-    waiting, done, failed = list(jobs), set(), []
-    running: dict[Future, Job] = {}
-    began = time.monotonic()
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        while waiting or running:
-            for job in [job for job in waiting if jobs[job] & set(failed)]:
-                waiting.remove(job)
-                failed.append(job)
-            for job in [job for job in waiting if jobs[job] <= done][: processes - len(running)]:
-                waiting.remove(job)
-                running[pool.submit(job)] = job
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                job = running.pop(future)
-                problem = future.exception()
-                if problem:
-                    failed.append(job)
-                else:
-                    done.add(job)
-                said = f"failed: {type(problem).__name__}: {problem}" if problem else future.result()
-                left = (time.monotonic() - began) / max(1, len(done)) * (len(waiting) + len(running)) / 60
-                print(f"{len(done)}/{len(jobs)} · {job}: {said} · about {left:.0f} min left", flush=True)
-    return failed
-
-
 # Telling ----------------------------------------------------------------------------------------------------------------
 
 
-def gather(folders: Mapping[int, Path]) -> dict[int, dict[str, Results]]:
+def gather(runs: Mapping[int, Run]) -> dict[int, dict[str, Results]]:
     """The finished networks by seed; the single-task ones together as `stl`."""
     found: dict[int, dict[str, Results]] = {}
-    for seed, folder in folders.items():
-        run = Run.open(folder)
+    for seed, run in runs.items():
         results = run.results()
         single = [f"stl-{task}" for task in run.recipe.tasks]
         if all(name in results for name in single):
-            scores = {score: value for name in single for score, value in results[name].scores.items()}
-            seconds = sum(results[name].cost["train_seconds"] for name in single)
-            results["stl"] = Results(scores=scores, cost={"train_seconds": seconds})
+            results["stl"] = together([results[name] for name in single])
         found[seed] = {name: result for name, result in results.items() if name not in single}
     return found
 
@@ -169,14 +83,14 @@ def join(found: dict[int, dict[str, Results]], earlier: Mapping) -> dict[str, di
     return again
 
 
-def gather_labels(folders: Mapping[int, Path]) -> dict:
+def gather_labels(runs: Mapping[int, Run]) -> dict:
     """How good discovered labels are (`quality`, by student and task) and scores on `training_images`, means over seeds."""
     quality: dict[tuple, list[float]] = {}
     training: dict[tuple, list[float]] = {}
-    for folder in folders.values():
-        run, seen = Run.open(folder), set()
+    for run in runs.values():
+        seen: set[Path] = set()
         for name, network in run.recipe.networks.items():
-            if not (folder / name / "results.json").exists():
+            if not (run.folder / name / "results.json").exists():
                 continue
             for teacher in network.teachers:
                 place = run.discovered_folder(teacher, name) / "quality.json"
@@ -187,7 +101,7 @@ def gather_labels(folders: Mapping[int, Path]) -> dict:
                     for key in ("coverage", "precision", "accuracy", "ece", "ece_by_share"):
                         if told[key] is not None:
                             quality.setdefault((name, task, key), []).append(told[key])
-            place = folder / name / "training_images.json"
+            place = run.folder / name / "training_images.json"
             for part, scores in (read_json(place) if place.exists() else {}).items():
                 for score, value in scores.items():
                     if value is not None:
@@ -204,11 +118,8 @@ def _nested(values: Mapping[tuple, Sequence[float]]) -> dict:
 
 def tell(found: Mapping[int, Mapping[str, Results]], titles: Mapping[str, str]) -> dict:
     """Everything the experiment says, as plain data: scores, gains over STL, share of the headroom, differences, claims."""
-    gains = {
-        name: {seed: delta_mtl(by[name], by["stl"]) for seed, by in found.items() if name in by and "stl" in by}
-        for name in dict.fromkeys(name for by in found.values() for name in by)
-    }
-    gains = {name: by_seed for name, by_seed in gains.items() if by_seed}
+    scores = {name: {seed: by[name].scores for seed, by in found.items() if name in by} for name in _names(found)}
+    gains = gains_over(scores, "stl")
     closed = {name: _closed(by_seed, gains) for name, by_seed in gains.items()}
     return {
         "scores": {str(seed): {name: dict(result.scores) for name, result in by.items()} for seed, by in found.items()},
@@ -223,12 +134,12 @@ def tell(found: Mapping[int, Mapping[str, Results]], titles: Mapping[str, str]) 
         "delta_mtl": {name: {str(seed): gain for seed, gain in by_seed.items()} for name, by_seed in gains.items()},
         "headroom_closed": closed,
         "over": {
-            reference: {name: _paired(by_seed, gains[reference]) for name, by_seed in gains.items() if name != reference}
+            reference: {name: paired(by_seed, gains[reference]) for name, by_seed in gains.items() if name != reference}
             for reference in ("mtl", "hitts")
             if reference in gains
         },
         "claims": [
-            {"better": better, "than": than, "says": says} | _verdict(_paired(gains[better], gains[than]))
+            {"better": better, "than": than, "says": says} | _verdict(paired(gains[better], gains[than]))
             for better, than, says in CLAIMS
             if better in gains and than in gains
         ],
@@ -243,16 +154,8 @@ def _closed(gains: Mapping[int, float], all_gains: Mapping[str, Mapping[int, flo
     """Mean gain over `mtl` as a share of what full labels gain over it; None without a headroom."""
     if "mtl" not in all_gains or "mtl-full" not in all_gains:
         return None
-    ours, headroom = (_paired(by_seed, all_gains["mtl"])["mean"] for by_seed in (gains, all_gains["mtl-full"]))
+    ours, headroom = (paired(by_seed, all_gains["mtl"])["mean"] for by_seed in (gains, all_gains["mtl-full"]))
     return ours / headroom if ours is not None and headroom and headroom > 0 else None
-
-
-def _paired(ours: Mapping[int, float], theirs: Mapping[int, float]) -> dict:
-    """Differences seed by seed, their mean and its standard error (from two seeds on)."""
-    each = {str(seed): ours[seed] - theirs[seed] for seed in ours if seed in theirs}
-    values = list(each.values())
-    error = stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
-    return {"mean": mean(values) if values else None, "error": error, "seeds": each}
 
 
 def _verdict(difference: Mapping) -> dict:
@@ -282,13 +185,16 @@ def markdown(told: Mapping, name: str) -> str:
         rows.append(
             [
                 told["titles"][key],
-                _spread(list(told["delta_mtl"][key].values()), 2, sign=True),
+                spread(list(told["delta_mtl"][key].values()), "{:+.2f}".format),
                 "–" if closed is None else f"{100 * closed:.0f} %",
-                *(_spread([one[column] for one in scores], 3 if "depth" in column else 2) for column in columns),
+                *(
+                    spread([one[column] for one in scores], ("{:.3f}" if "depth" in column else "{:.2f}").format)
+                    for column in columns
+                ),
                 f"{told['seconds'][key]:.0f}",
             ]
         )
-    lines += _table(head, rows)
+    lines += markdown_table(head, rows)
     for reference, differences in told["over"].items():
         head = [f"over {told['titles'][reference]}", "difference", "standard error", *(f"seed {seed}" for seed in seeds)]
         rows = [
@@ -301,7 +207,12 @@ def markdown(told: Mapping, name: str) -> str:
             for key, one in differences.items()
             if one["mean"] is not None
         ]
-        lines += ["", f"Points of `delta_mtl`, paired by seed, over {told['titles'][reference]}:", "", *_table(head, rows)]
+        lines += [
+            "",
+            f"Points of `delta_mtl`, paired by seed, over {told['titles'][reference]}:",
+            "",
+            *markdown_table(head, rows),
+        ]
     rows = [
         [
             f"{told['titles'][one['better']]} > {told['titles'][one['than']]}",
@@ -312,7 +223,12 @@ def markdown(told: Mapping, name: str) -> str:
         for one in told["claims"]
     ]
     if rows:
-        lines += ["", "Claims (difference ± standard error):", "", *_table(["claim", "in words", "points", "verdict"], rows)]
+        lines += [
+            "",
+            "Claims (difference ± standard error):",
+            "",
+            *markdown_table(["claim", "in words", "points", "verdict"], rows),
+        ]
     rows = [
         [told["titles"].get(name, name), task, *(f"{100 * one[key]:.1f}" if key in one else "–" for key in _QUALITY)]
         for name, tasks in told["quality"].items()
@@ -320,7 +236,7 @@ def markdown(told: Mapping, name: str) -> str:
     ]
     if rows:
         lines += ["", "Discovered labels against the hidden truth, per cent, means over seeds:", ""]
-        lines += _table(
+        lines += markdown_table(
             ["discovered for", "task", "kept", "precision of kept", "accuracy of all", "ECE", "ECE, equal shares"], rows
         )
     rows = [
@@ -334,7 +250,7 @@ def markdown(told: Mapping, name: str) -> str:
             "Scores on the training images, labelled and unlabelled for a task apart (Table 6), means over seeds:",
             "",
         ]
-        lines += _table(["network", "images", *columns], rows)
+        lines += markdown_table(["network", "images", *columns], rows)
     rows = [
         [told["titles"].get(name, name), score, f"{one['here']:.4g}", f"{one['earlier']:.4g}"]
         for name, scores in told.get("again", {}).items()
@@ -342,20 +258,11 @@ def markdown(told: Mapping, name: str) -> str:
     ]
     if rows:
         lines += ["", "Trained on another machine before, with the same seeds and settings; means over seeds:", ""]
-        lines += _table(["network", "score", "here", "earlier"], rows)
+        lines += markdown_table(["network", "score", "here", "earlier"], rows)
     return "\n".join(lines) + "\n"
 
 
 _QUALITY = ("coverage", "precision", "accuracy", "ece", "ece_by_share")
-
-
-def _spread(values: Sequence[float], decimals: int, sign: bool = False) -> str:
-    middle = f"{mean(values):{'+' if sign else ''}.{decimals}f}"
-    return f"{middle} ± {stdev(values):.{decimals}f}" if len(values) > 1 else middle
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
 
 
 def plot(told: Mapping, name: str, path: Path) -> None:
@@ -370,8 +277,7 @@ def plot(told: Mapping, name: str, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7.5, 0.9 + 0.28 * len(order)), layout="constrained")
     for row, key in enumerate(order):
         gains = list(told["delta_mtl"][key].values())
-        error = stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else 0
-        axes.errorbar(mean(gains), row, xerr=error, fmt="|", markersize=14, capsize=3, color="#20639b")
+        axes.errorbar(mean(gains), row, xerr=standard_error(gains) or 0, fmt="|", markersize=14, capsize=3, color="#20639b")
         axes.plot(gains, [row] * len(gains), "o", markersize=4, alpha=0.5, color="#e07a1f")
     axes.set_yticks(range(len(order)), [told["titles"][key] for key in order])
     axes.axvline(0, color="0.5", linewidth=0.8)
@@ -400,21 +306,15 @@ def main() -> None:
     options, overrides = parser.parse_known_args()
     base = load_recipe(options.recipe, overrides)
     out = options.out or Path("runs") / base.name
-    folders = {}
-    for seed in options.seeds:
-        recipe = load_recipe(options.recipe, [*overrides, "--seed", str(seed), "--labels.seed", str(seed)])
-        folder = out / f"seed-{seed}"
-        Run(recipe, folder)  # refuses a folder that holds other settings
-        folders[seed] = folder
-    failed = []
+    runs, failed = seed_runs(base, options.seeds, out), {}
     if not options.tell:
-        wanted = set(_with_teachers(base, options.networks or base.networks))
-        failed = work_off(plan(list(folders.values()), base, wanted), options.processes)
-    found, labels = gather(folders), gather_labels(folders)
+        wanted = with_teachers(base, options.networks or base.networks)
+        failed = work_off(plan([run.folder for run in runs.values()], base, wanted), places(base, options.processes))
+    found, labels = gather(runs), gather_labels(runs)
     again = join(found, read_json(options.earlier)) if options.earlier else {}
     told = tell(found, {name: base.title(name) for name in base.networks} | {"stl": "STL"}) | labels | {"again": again}
     name = options.stem or base.name
-    told |= {"name": name, "settings": _portable(base).to_yaml(), **environment()}
+    told |= {"name": name, "settings": portable(base).to_yaml(), **environment()}
     for folder, stem in ((out, "experiment"), *([(options.keep, name)] if options.keep else [])):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{stem}.json", told)
@@ -422,19 +322,7 @@ def main() -> None:
         plot(told, name, folder / f"{stem}.svg")
     print(markdown(told, name))
     if failed:
-        sys.exit(f"could not be done: {', '.join(map(str, failed))}")
-
-
-def _portable(recipe: Recipe) -> Recipe:
-    """The recipe without the places of one machine."""
-    description = recipe.data.description and Path(recipe.data.description).name
-    return replace(recipe, data=replace(recipe.data, description=description, root=None, cache=None))
-
-
-def _with_teachers(recipe, networks: Sequence[str]) -> Iterator[str]:
-    for name in networks:
-        yield from _with_teachers(recipe, recipe.networks[name].teachers)
-        yield name
+        sys.exit("could not be done: " + "; ".join(f"{job} ({why})" for job, why in failed.items()))
 
 
 if __name__ == "__main__":

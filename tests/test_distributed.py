@@ -1,8 +1,8 @@
 """Two processes on the CPU make the steps of one: same losses, same weights, whatever balances the tasks.
 
 In double precision. Sums over two halves of a batch are rounded otherwise than over the whole; a gradient summed over thousands
-of pixels differs by some 1e-14. Adam divides a gradient by its own size plus 1e-8, so where there is next to none (a bias before
-BatchNorm) a weight moves by up to lr · 1e-14 / 1e-8 = 1e-9 a step. Measured after four steps: losses agree to 3e-11,
+of pixels differs by some 1e-14. Adam divides a gradient by its own size plus 1e-8, so where there is next to none (a bias
+before BatchNorm) a weight moves by up to lr · 1e-14 / 1e-8 = 1e-9 a step. Measured after four steps: losses agree to 3e-11,
 weights to 3e-9. The tests ask for 1e-9 and 1e-7; a real difference is of the size of lr, 1e-3.
 """
 

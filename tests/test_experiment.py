@@ -1,4 +1,4 @@
-"""The experiment's own arithmetic: who waits for whom, paired differences, verdicts, and what is told of them."""
+"""The experiment's own arithmetic: paired differences, verdicts, and what is told of them."""
 
 import importlib.util
 import sys
@@ -51,25 +51,6 @@ def test_the_share_of_the_headroom_is_against_full_labels_and_none_without_headr
     result = told(experiment, mtl=(1, 1, 1), hitts=(2, 2, 2), **{"mtl-full": (5, 5, 5)})
     assert result["headroom_closed"]["hitts"] == pytest.approx(0.25)
     assert told(experiment, mtl=(5, 5, 5), hitts=(6, 6, 6), **{"mtl-full": (1, 1, 1)})["headroom_closed"]["hitts"] is None
-
-
-def test_a_student_waits_for_its_labels_and_those_for_their_teacher(experiment, tmp_path):
-    recipe = load_recipe(HOUSE / "benchmarks" / "experiments" / "rooms.yaml")
-    jobs = experiment.plan([tmp_path], recipe, {"hitts", "both", "only-features", "soft"})
-    student, other, own = (experiment.Job(tmp_path, name) for name in ("both", "only-features", "soft"))
-    labels = experiment.Job(tmp_path, "both", "hitts")
-    assert jobs[student] == jobs[other] == {labels}, "one discovery for all that have the recipe's settings"
-    assert jobs[own] == {experiment.Job(tmp_path, "soft", "hitts")}
-    assert jobs[labels] == {experiment.Job(tmp_path, "hitts")}
-
-
-def test_what_is_done_is_not_planned_again(experiment, tmp_path):
-    recipe = load_recipe(HOUSE / "benchmarks" / "experiments" / "rooms.yaml")
-    (tmp_path / "hitts").mkdir()
-    (tmp_path / "hitts" / "results.json").write_text("{}")
-    jobs = experiment.plan([tmp_path], recipe, {"hitts", "both"})
-    assert experiment.Job(tmp_path, "hitts") not in jobs
-    assert jobs[experiment.Job(tmp_path, "both", "hitts")] == set()
 
 
 def test_tables_and_plot_name_every_network(experiment, tmp_path):

@@ -22,10 +22,12 @@ LAYERS = {
     "tasks": "task tasks",
     "data": "data",
     "models": "models",
-    "learning": "objective balancing gradient_methods regularizers thresholds",
+    "learning": "objective balancing gradient_methods regularizer regularizers chance consistency contrast task_paths "
+    "thresholds",
     "running": "train feed spawned checkpoint store discovery evaluation quality tokens predict scorers share_scorers scoring",
-    "telling": "results report curves tables quality_figures token_figures check_page published paper_table",
-    "surface": "config recipe run side_by_side cli scoring_command recipes __init__ __main__",
+    "telling": "results report curves tables quality_figures token_figures check_page published paper_table comparison_table "
+    "comparison_plot",
+    "surface": "config recipe run side_by_side jobs comparison compare_command cli scoring_command recipes __init__ __main__",
 }
 MAY_IMPORT = {
     "ground": {"ground"},

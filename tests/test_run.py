@@ -118,7 +118,7 @@ def test_a_misspelt_command_and_a_misspelt_key_get_one_line(recipe):
     assert said.returncode == 1
     assert said.stderr.strip() == (
         "multidense: there is no command 'rnu' (did you mean 'run'?); "
-        "there are run, train, discover, evaluate, predict, report, data, recipes"
+        "there are run, train, discover, evaluate, predict, report, compare, table, score, data, recipes"
     )
     said = command("run", recipe, "--training.epohcs=3")
     assert said.returncode == 1

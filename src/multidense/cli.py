@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -68,7 +66,9 @@ def train(arguments: list[str]) -> None:
     parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped; that is what happens anyway")
     options, overrides = parser.parse_known_args(arguments)
-    _end_with_parent()
+    from multidense.jobs import end_with_parent
+
+    end_with_parent()
     from multidense.progress import ToFile, reporter
     from multidense.run import Run
 
@@ -186,6 +186,13 @@ def table(arguments: list[str]) -> None:
     from multidense.paper_table import table as told
 
     print(told(options.number, [Path(run) for run in options.runs], mixed=options.mixed, rules=options.rules), end="")
+
+
+def compare(arguments: list[str]) -> None:
+    """train several methods with several seeds: one table of scores, gains and costs"""
+    from multidense.compare_command import main as command
+
+    command(arguments)
 
 
 def score(arguments: list[str]) -> None:
@@ -360,6 +367,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "report": report,
+    "compare": compare,
     "table": table,
     "score": score,
     "data": data,
@@ -455,20 +463,6 @@ def _one_of(chosen: str | None, known: list[str], what: str) -> str:
         asked = f"there is no {what} {chosen!r}{nearest(chosen, known)}" if chosen else f"say which {what} with --{what}"
         raise MultidenseError(f"{asked}; there are {', '.join(known)}")
     return chosen
-
-
-def _end_with_parent() -> None:
-    """A child of a run ends when the run is killed, so that nothing goes on writing unseen."""
-    parent = os.environ.get("MULTIDENSE_CHILD_OF")
-    if parent is None:
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(0.2)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _complaint(message: str) -> str:

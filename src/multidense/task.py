@@ -201,7 +201,7 @@ class Task(ABC):
 
     def embed(self, value: Shaped[Tensor, "b v h w"], valid: Bool[Tensor, "b 1 h w"]) -> Float[Tensor, "b e h w"]:
         """A value as the input of a network, about 0 … 1; whatever is stored where it is not valid counts as zero."""
-        return value.masked_fill(~valid, 0).float()
+        return at_least_single(value.masked_fill(~valid, 0))
 
     def embed_logits(
         self, logits: Float[Tensor, "b c h w"], generators: Sequence[torch.Generator] | None = None
@@ -210,7 +210,7 @@ class Task(ABC):
 
         With `generators`, one an image on the logits' device, a category is drawn instead of giving its probabilities.
         """
-        return self.decode(logits.float())
+        return self.decode(at_least_single(logits))
 
     # Measuring --------------------------------------------------------------------------------------------------------
 
@@ -270,6 +270,11 @@ class Task(ABC):
         return {"task": self.name} | {
             name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()
         }
+
+
+def at_least_single(values: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The values in single precision, or in double if they are."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _size(target: Target) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
 import safetensors.torch
@@ -34,7 +35,7 @@ from multidense.models.multitask import MultiTask, load_model
 from multidense.objective import Objective, Terms
 from multidense.processes import gathered, sum_gradients, synchronised
 from multidense.progress import Reporter, silent
-from multidense.regularizers import check_regularizers, make_regularizers
+from multidense.regularizers import REGULARIZERS, check_regularizers, make_regularizers
 from multidense.store import Discovered
 from multidense.suggest import nearest
 from multidense.types import Batch, MultidenseError, Outputs
@@ -187,10 +188,12 @@ def _fit(
     fit_codebooks(model, data, discovered, seed)
     for found in discovered:
         data = found.attach(data)
-    _beside(model, settings)  # what cannot be made is refused before anything starts
+    check_regularizers(settings.regularizers)
     fabric = fabric_for(settings.accelerator, settings.devices, settings.precision)
     # With several devices the loop runs in as many new processes, and the weights come back from the first of them.
     with tempfile.TemporaryDirectory(prefix="multidense-") as handover:
+        settings = _prepared(settings, model, data, folder or Path(handover), seed, reporter)
+        _beside(model, settings)  # what cannot be made is refused before anything starts
         weights = Path(handover) / "weights.safetensors"
         job = {"model": model, "data": data, "discovered": discovered, "folder": folder, "weights": weights}
         loop = partial(train_loop, **job, seed=seed, val=val, settings=settings, reporter=reporter)
@@ -250,7 +253,8 @@ def train_loop(
                 for found in discovered:
                     batches = [found.complete(batch) for batch in batches]
                 share.mark(network)
-                outputs = [Outputs(**network(batch.image)) for batch in batches]
+                # The first view comes last, for it is the one whose features the trunk remembers.
+                outputs = [Outputs(**network(batch.image)) for batch in reversed(batches)][::-1]
                 terms = settings.objective.terms(model.tasks, outputs[0], batches[0])
                 terms = terms | regularizers.terms(model, batches, outputs)
                 supervised = settings.objective.supervised(model.tasks, batches[0])
@@ -285,13 +289,27 @@ def train_loop(
     return state.cost(fabric.device)
 
 
+def _prepared(settings: Training, model: MultiTask, data: Reader, folder: Path, seed: int, reporter: Reporter) -> Training:
+    """The settings once what regularisers need has been fitted, on the labels of `data` as the training will see them."""
+    feed = Feed(data, settings.augment, seed, settings.batch_size, model.tasks, 1, settings.workers)
+    alone = SimpleNamespace(global_rank=0, world_size=1, device=torch.device("cpu"))
+    told = {"seed": seed, "data": data.provenance(), "reporter": reporter}
+    made = {
+        name: REGULARIZERS[name].prepared(
+            given or {}, model.tasks, lambda epoch: (views[0] for views, _ in feed.batches(epoch, 0, alone)), folder, **told
+        )
+        for name, given in settings.regularizers.items()
+    }
+    return replace(settings, regularizers=made)
+
+
 def _beside(model: MultiTask, settings: Training) -> nn.ModuleDict:
     """What is there for the training only: the balancer and the regularisers."""
     try:
         return nn.ModuleDict(
             {
                 "balancer": make_balancer(settings.balancing, model.task_names),
-                "regularizers": make_regularizers(settings.regularizers, model.tasks),
+                "regularizers": make_regularizers(settings.regularizers, model),
             }
         )
     except ValueError as error:

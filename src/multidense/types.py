@@ -119,7 +119,8 @@ class Outputs:
     `logits[task]` `[b channels h w]` at the image's size. `auxiliary[task]` are further logits to supervise.
     `features[task]` `[b c h w]` are the task features before the head, `confidence[task]` `[b 1 h w]` the trust in them
     (absent: one), `tokens[task]` `[b c]` the global and `fine_tokens[task]` `[b k c]` the fine-grained task tokens.
-    `score_maps[task]` `[b k h w]` are the fine-grained tokens' responses; pictures use them.
+    `score_maps[task]` `[b k h w]` are the fine-grained tokens' responses; pictures use them. `bottleneck` `[b c h w]` is the
+    backbone's coarsest map, which the model adds.
     """
 
     logits: Mapping[str, Float[Tensor, "b _ h w"]]
@@ -129,6 +130,7 @@ class Outputs:
     tokens: Mapping[str, Float[Tensor, "b _"]] = field(default_factory=dict)
     fine_tokens: Mapping[str, Float[Tensor, "b _ _"]] = field(default_factory=dict)
     score_maps: Mapping[str, Float[Tensor, "b _ _ _"]] = field(default_factory=dict)
+    bottleneck: Float[Tensor, "b _ _ _"] | None = None
 
 
 PIXELS, IMAGES = "pixels of all images", "images"

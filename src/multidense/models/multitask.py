@@ -13,6 +13,7 @@ import copy
 import hashlib
 import inspect
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -161,7 +162,8 @@ class MultiTask(
     def forward(self, image: Tensor) -> Outputs:
         """Outputs of every task for images `[b 3 h w]`, float RGB as the model was trained on."""
         _check_image(image, self.backbone.minimum_size)
-        return self.decoder(self.backbone(image), tuple(image.shape[-2:]))
+        features = self.backbone(image)
+        return replace(self.decoder(features, tuple(image.shape[-2:])), bottleneck=features.bottleneck)
 
     def predict(self, image: Tensor) -> dict[str, tuple[Shaped[Tensor, "*b v h w"], Float[Tensor, "*b 1 h w"]]]:
         """Value and confidence of every task for `[b 3 h w]`, or for one image `[3 h w]` without the first axis.

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from multidense.codebook import expectation
 from multidense.ops import masked_mean
-from multidense.task import Task
+from multidense.task import Task, at_least_single
 from multidense.types import Target
 
 
@@ -81,15 +81,15 @@ class ContinuousTask(Task):
     def probabilities(self, logits: Tensor) -> Tensor | None:
         return logits.softmax(1) if self.codebook_size else None
 
-    @abstractmethod
     def rescaled(self, value: Float[Tensor, "b v h w"]) -> Float[Tensor, "b v h w"]:
-        """A value, or an estimate of one, as the input of a network; zero is the value of nothing."""
+        """A value, or an estimate of one, as the input of a network, about 0 … 1; zero is the value of nothing."""
+        return value
 
     def embed(self, value: Tensor, valid: Tensor) -> Tensor:
-        return self.rescaled(value.masked_fill(~valid, 0).float())
+        return self.rescaled(at_least_single(value.masked_fill(~valid, 0)))
 
     def embed_logits(self, logits: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-        return self.rescaled(self.estimate(logits.float()))
+        return self.rescaled(self.estimate(at_least_single(logits)))
 
     def category(self, value: Tensor) -> Tensor:
         return self.assign(value) if self.codebook_size else self.groups(value)

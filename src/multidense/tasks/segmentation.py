@@ -23,7 +23,7 @@ from torch import Tensor
 from multidense import pictures
 from multidense.meters import ConfusionMeter, PartsMeter
 from multidense.ops import masked_mean
-from multidense.task import Task
+from multidense.task import Task, at_least_single
 from multidense.types import SCORES, Score, Target
 
 VOID = 255
@@ -112,7 +112,7 @@ class SemanticSegmentation(Task):
 
     def embed_logits(self, logits: Tensor, generators: Sequence[torch.Generator] | None = None) -> Tensor:
         """Probabilities, or one-hot draws by Gumbel noise, whose gradient is that of the noisy probabilities."""
-        logits = logits.float()
+        logits = at_least_single(logits)
         if generators is None:
             return logits.softmax(1)
         waits = [torch.empty_like(one).exponential_(generator=each) for one, each in zip(logits, generators, strict=True)]
