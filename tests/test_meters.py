@@ -199,6 +199,22 @@ def test_boundaries_are_counted_where_the_truth_is_valid_and_by_the_settings_of_
         )
 
 
+def test_edges_can_be_scored_by_both_protocols_each_under_its_name():
+    logits = torch.randn(2, 1, 24, 32)
+    target = Edges().encode(np.random.default_rng(0).random((24, 32)) > 0.9)
+    target = Target(target.value.expand(2, 1, -1, -1), target.valid.expand(2, 1, -1, -1))
+
+    def told(**settings):
+        meter = Edges(**settings).meter()
+        meter.update(logits, target)
+        return meter.compute()
+
+    plain, nms = told(), told(nms=True)
+    assert told(both=True) == plain | {f"{name}_nms": nms[name] for name in ("odsF", "oisF", "AP")}
+    assert told(both=True, nms=True) == nms | {f"{name}_plain": plain[name] for name in ("odsF", "oisF", "AP")}
+    assert set(told(both=True)) <= set(SCORES)
+
+
 def test_only_edges_have_a_quicker_meter():
     quicker = {name for name, task in TASKS.items() if type(task.quick_meter()) is not type(task.meter())}
     assert quicker == {"binary"}

@@ -548,7 +548,7 @@ def test_a_task_prints_as_the_expression_that_builds_it(task):
 def test_every_setting_makes_another_task_and_survives_spec_and_repr():
     told = {"weight": 3.0, "bins": 7, "low": 0.1, "high": 3.0, "file_scale": 256.0, "close": 0.2, "regression": 1.0}
     told |= {"classification": 0.1, "centers": 9, "spread": "sphere", "measure": "l1", "positive": 0.9, "classes": 6}
-    told |= {"channels": 2, "under_zoom": "multiply", "max_dist": 0.011, "nms": True, "thresholds": 30}
+    told |= {"channels": 2, "under_zoom": "multiply", "max_dist": 0.011, "nms": True, "thresholds": 30, "both": True}
     for kind in TASKS.values():
         plain = kind(4) if kind is SemanticSegmentation else kind()
         for setting in (f.name for f in fields(kind) if f.compare):

@@ -170,6 +170,7 @@ SCORES = {
         Score("odsF", "%", True),
         Score("oisF", "%", True),
         Score("AP", "%", True),
+        *(Score(f"{name}_{called}", "%", True) for called in ("nms", "plain") for name in ("odsF", "oisF", "AP")),
         Score("max_mIoU", "%", True, IMAGES),
         Score("maxF", "%", True, IMAGES),
         Score("maxF_pooled", "%", True),

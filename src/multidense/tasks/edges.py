@@ -38,6 +38,9 @@ class Edges(BinaryTask):
     thresholds: int = field(default=99, kw_only=True)
     """How many thresholds k / (`thresholds` + 1) are tried without `nms`."""
 
+    both: bool = field(default=False, kw_only=True)
+    """Whether the other protocol's odsF, oisF and AP are told as well, as `odsF_nms` or `odsF_plain`; it takes twice as long."""
+
     def __post_init__(self):
         if not 0 < self.max_dist <= 1:
             raise ValueError(f"Edges: max_dist must lie above 0, at most at 1, found {self.max_dist}")
@@ -55,7 +58,10 @@ class Edges(BinaryTask):
     @property
     def protocol(self) -> Protocol:
         """How boundaries are cut out of a prediction and matched."""
-        return Protocol.with_nms(self.max_dist) if self.nms else Protocol.plain(self.thresholds, self.max_dist)
+        return self._protocol(self.nms)
+
+    def _protocol(self, nms: bool) -> Protocol:
+        return Protocol.with_nms(self.max_dist) if nms else Protocol.plain(self.thresholds, self.max_dist)
 
     def decode(self, logits: Tensor) -> Tensor:
         return logits.sigmoid()
@@ -66,7 +72,8 @@ class Edges(BinaryTask):
         return masked_mean(entropy, target.valid, target.weight)
 
     def meter(self) -> EdgeMeter:
-        return EdgeMeter(self.boundary_meter(), self.quick_meter())
+        other = BoundaryMeter(self.decode, self._protocol(not self.nms)) if self.both else None
+        return EdgeMeter(self.boundary_meter(), self.quick_meter(), other)
 
     def quick_meter(self) -> BinaryMeter:
         return BinaryMeter(self.decode, self.loss)
@@ -77,10 +84,12 @@ class Edges(BinaryTask):
 
 
 class EdgeMeter(Meter):
-    """Two meters in one: odsF, oisF and AP of matched boundaries, then bestF and loss pixel by pixel."""
+    """Several meters in one: odsF, oisF and AP of matched boundaries, then bestF and loss pixel by pixel; with an `other`
+    protocol its odsF, oisF and AP too, called `_nms` or `_plain` after it.
+    """
 
-    def __init__(self, boundaries: BoundaryMeter, pixels: BinaryMeter):
-        self.parts = {"boundaries": boundaries, "pixels": pixels}
+    def __init__(self, boundaries: BoundaryMeter, pixels: BinaryMeter, other: BoundaryMeter | None = None):
+        self.parts: dict[str, Meter] = {"boundaries": boundaries, "pixels": pixels} | ({"other": other} if other else {})
         super().__init__()
 
     def reset(self) -> None:
@@ -100,5 +109,10 @@ class EdgeMeter(Meter):
             part.update(logits, target)
 
     def compute(self) -> dict[str, float]:
+        names = ("odsF", "oisF", "AP")
         matched = self.parts["boundaries"].compute()
-        return {name: matched[name] for name in ("odsF", "oisF", "AP")} | self.parts["pixels"].compute()
+        told = {name: matched[name] for name in names} | self.parts["pixels"].compute()
+        if "other" in self.parts:
+            other, called = self.parts["other"].compute(), "nms" if self.parts["other"].protocol.nms else "plain"
+            told |= {f"{name}_{called}": other[name] for name in names}
+        return told
