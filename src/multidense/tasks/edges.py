@@ -39,7 +39,7 @@ class Edges(BinaryTask):
     """How many thresholds k / (`thresholds` + 1) are tried without `nms`."""
 
     both: bool = field(default=False, kw_only=True)
-    """Whether the other protocol's odsF, oisF and AP are told as well, as `odsF_nms` or `odsF_plain`; it takes twice as long."""
+    """Whether the other protocol's odsF, oisF and AP are told too, as `odsF_nms` or `odsF_plain`; it takes twice as long."""
 
     def __post_init__(self):
         if not 0 < self.max_dist <= 1:
