@@ -58,9 +58,9 @@ class Part:
 class Layout(ABC):
     """One way in which copies of a benchmark lie on disk; an object of it is one split of one copy.
 
-    `ids` name the images. `indexed` says that they are the numbers of the preprocessed files, on which the published label
-    assignments of some benchmarks rest. `notes` tells, by task, what is peculiar about the values (`{"normals": "derived from
-    depth"}`); it goes into results.
+    `root` is where its files begin and `ids` name the images. `indexed` says that they are the numbers of the preprocessed files,
+    on which the published label assignments of some benchmarks rest. `notes` tells, by task, what is peculiar about the values
+    (`{"normals": "derived from depth"}`); it goes into results.
     """
 
     name: ClassVar[str]
@@ -68,6 +68,7 @@ class Layout(ABC):
     """Images of each split of the whole benchmark."""
     indexed: ClassVar[bool] = False
 
+    root: Path
     ids: Sequence[str]
     notes: Mapping[str, str]
 
@@ -143,6 +144,8 @@ class Benchmark(Reader):
         if split not in kind.lengths:
             raise MultidenseError(f"{self.name}: expected a split out of {', '.join(kind.lengths)}, found '{split}'")
         known = dict(list(inspect.signature(kind).parameters.items())[3:])
+        if size is not None and "resolution" in known:
+            options = {"resolution": list(size)} | options  # resized once, from the full pictures
         for option in options if all(one.kind is not one.VAR_KEYWORD for one in known.values()) else ():
             if option not in known:
                 has = f"has the options {', '.join(known)}" if known else "has no options"
@@ -150,7 +153,7 @@ class Benchmark(Reader):
                 raise MultidenseError(f"{self.name}: the layout '{kind.name}' {has}, found '{option}'{near}")
         self.options = options
         self.layout = kind(self.root, split, self.tasks, **options)
-        self.ids = self.layout.ids
+        self.root, self.ids = self.layout.root, self.layout.ids
         self.class_names = {task.name: names for task in self.tasks if (names := self.names_of(task))}
         self._memory = Memory() if cache else Memory(limit=0)
 

@@ -347,20 +347,6 @@ class Cityscapes(Benchmark):
     name = "cityscapes"
     layouts = (CityscapesPreprocessed, CityscapesOfficial, PackedCityscapes)
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        tasks: Sequence[Task] | None = None,
-        size: tuple[int, int] | None = None,
-        layout: str | None = None,
-        cache: bool = True,
-        **options,
-    ):
-        if size is not None and self.layout_of(Path(root).expanduser(), layout) is CityscapesOfficial:
-            options = {"resolution": size} | options  # resized once, from the full pictures
-        super().__init__(root, split, tasks, size, layout, cache, **options)
-
     @classmethod
     def default_tasks(cls) -> tuple[Task, ...]:
         return SemanticSegmentation(7, names=class_names(7)), Depth(file_scale=float(STEPS))

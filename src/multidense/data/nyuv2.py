@@ -367,20 +367,6 @@ class NYUv2(Benchmark):
     name = "nyuv2"
     layouts = (NYUv2Preprocessed, NYUv2Official, PackedNYUv2)
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        tasks: Sequence[Task] | None = None,
-        size: tuple[int, int] | None = None,
-        layout: str | None = None,
-        cache: bool = True,
-        **options,
-    ):
-        if size is not None and self.layout_of(Path(root).expanduser(), layout) is NYUv2Official:
-            options = {"resolution": list(size)} | options  # resized once, from the full pictures
-        super().__init__(root, split, tasks, size, layout, cache, **options)
-
     @classmethod
     def default_tasks(cls) -> tuple[Task, ...]:
         return SemanticSegmentation(13, names=class_names(13)), Depth(), Normals()

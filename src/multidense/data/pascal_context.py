@@ -244,19 +244,6 @@ class PascalContext(Benchmark):
     layouts: ClassVar[tuple[type[Layout], ...]] = (PascalMT, PackedPascal)
     layout: PascalMT
 
-    def __init__(
-        self,
-        root: str | Path,
-        split: str,
-        tasks: Sequence[Task] | None = None,
-        size: tuple[int, int] | None = None,
-        layout: str | None = None,
-        cache: bool = True,
-        **options,
-    ):
-        super().__init__(root, split, tasks, size, layout, cache, **options)
-        self.root = self.layout.root
-
     @classmethod
     def default_tasks(cls) -> tuple[Task, ...]:
         classes, parts = SemanticSegmentation(len(CLASSES), names=CLASSES), HumanParts(len(PARTS), names=PARTS)
