@@ -59,8 +59,8 @@ class Layout(ABC):
     """One way in which copies of a benchmark lie on disk; an object of it is one split of one copy.
 
     `root` is where its files begin and `ids` name the images. `indexed` says that these are the numbers of the preprocessed
-    files, on which the published label assignments of some benchmarks rest. `notes` tells, by task, what is peculiar about the values
-    (`{"normals": "derived from depth"}`); it goes into results.
+    files, on which the published label assignments of some benchmarks rest. `notes` tells, by task, what is peculiar about the
+    values (`{"normals": "derived from depth"}`); it goes into results.
     """
 
     name: ClassVar[str]
