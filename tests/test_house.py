@@ -27,7 +27,8 @@ LAYERS = {
     "running": "train feed spawned checkpoint store discovery evaluation quality tokens predict scorers share_scorers scoring",
     "telling": "results report curves tables quality_figures token_figures check_page published paper_table comparison_table "
     "comparison_plot",
-    "surface": "config recipe run side_by_side jobs comparison compare_command cli scoring_command recipes __init__ __main__",
+    "surface": "config recipe run side_by_side jobs comparison compare_command cli command_words data_command "
+    "scoring_command recipes __init__ __main__",
 }
 MAY_IMPORT = {
     "ground": {"ground"},

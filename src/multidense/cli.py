@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+from multidense.command_words import one_of, parser_of
 from multidense.version import __version__
 
 
@@ -58,7 +57,7 @@ def run(arguments: list[str]) -> None:
 
 def train(arguments: list[str]) -> None:
     """train one network of a recipe, or of a run that was begun, and score it"""
-    parser = _parser(
+    parser = parser_of(
         "train", train, "RECIPE is a recipe's name or file, or the folder of a run. Settings as for `multidense run`."
     )
     parser.add_argument("recipe", metavar="RECIPE")
@@ -81,7 +80,7 @@ def train(arguments: list[str]) -> None:
 
         recipe = load_recipe(recipe_path(options.recipe), overrides)
         work = Run(recipe, Path(options.out or f"runs/{recipe.name}"))
-    network = _one_of(options.network, list(work.recipe.networks), "network")
+    network = one_of(options.network, list(work.recipe.networks), "network")
     child = "MULTIDENSE_CHILD_OF" in os.environ
     results = work.train_network(network, ToFile(work.folder / network / "progress.json") if child else reporter())
     print(results)
@@ -89,7 +88,7 @@ def train(arguments: list[str]) -> None:
 
 def discover(arguments: list[str]) -> None:
     """write the labels that a trained network of a run finds for the images that lack them"""
-    parser = _parser("discover", discover, "Label maps, confidence maps and manifest.json go to RUN/discovered, or to --out.")
+    parser = parser_of("discover", discover, "Label maps, confidence maps and manifest.json go to RUN/discovered, or to --out.")
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
     parser.add_argument("--network", help="which of its networks (default: the recipe's teacher, or the only one)")
     parser.add_argument("--out", help="another folder")
@@ -100,7 +99,7 @@ def discover(arguments: list[str]) -> None:
 
     work = Run.open(Path(options.run))
     teachers = work.teachers if len(work.teachers) == 1 and not options.network else list(work.recipe.networks)
-    network = _one_of(options.network, teachers, "network")
+    network = one_of(options.network, teachers, "network")
     rules = [rule.partition("=") for rule in options.threshold or ()]
     overrides = (
         {"threshold": {name if found else "default": rule if found else name for name, found, rule in rules}} if rules else {}
@@ -120,7 +119,7 @@ def discover(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """score the finished networks of a run on its validation split"""
-    parser = _parser("evaluate", evaluate)
+    parser = parser_of("evaluate", evaluate)
     parser.add_argument("run", metavar="RUN", help="the folder of a run")
     parser.add_argument("--network", help="only this one")
     options = parser.parse_args(arguments)
@@ -136,7 +135,7 @@ def evaluate(arguments: list[str]) -> None:
 
 def predict(arguments: list[str]) -> None:
     """all tasks for your own images: value files, pictures, confidences"""
-    parser = _parser("predict", predict)
+    parser = parser_of("predict", predict)
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     parser.add_argument("--model", required=True, help="folder of a finished network (RUN/NETWORK/model), or RUN/NETWORK")
     parser.add_argument("--out", required=True, help="folder for the predictions")
@@ -154,7 +153,7 @@ def predict(arguments: list[str]) -> None:
 
 def report(arguments: list[str]) -> None:
     """one HTML page (and Markdown) about one run or several"""
-    parser = _parser("report", report)
+    parser = parser_of("report", report)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of runs")
     parser.add_argument("--out", help="the page (default: RUN/report.html)")
     parser.add_argument("--tokens", action="store_true", help="look at what the task tokens of the networks say")
@@ -177,7 +176,7 @@ def report(arguments: list[str]) -> None:
 
 def table(arguments: list[str]) -> None:
     """a table of the HiTTs paper with your runs below its rows"""
-    parser = _parser("table", table)
+    parser = parser_of("table", table)
     parser.add_argument("number", type=int, metavar="N", help="1 to 9")
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of runs; without any, the published numbers alone")
     parser.add_argument("--mixed", action="store_true", help="also runs that were not scored alike; what differs is marked")
@@ -204,148 +203,14 @@ def score(arguments: list[str]) -> None:
 
 def data(arguments: list[str]) -> None:
     """check: find what is wrong with files; show: look at them; label: say who is labelled; convert: a faster copy"""
-    from multidense.types import MultidenseError
+    from multidense.data_command import data as command
 
-    kinds = {"check": data_check, "show": data_show, "label": data_label, "convert": data_convert}
-    if arguments and arguments[0] in kinds:
-        kinds[arguments[0]](arguments[1:])
-    elif not arguments or arguments[0] in ("-h", "--help"):
-        print("usage: multidense data check|show|label|convert DATA …\n")
-        print("DATA: a description (.yaml) of images, a recipe, a run, `rooms`, nyuv2, cityscapes or pascal-context.")
-    else:
-        raise MultidenseError(f"data: expected one of {', '.join(kinds)}, found {arguments[0]!r}")
-
-
-def data_check(arguments: list[str]) -> None:
-    """read everything once and list what is wrong; exit status 1 where anything is"""
-    parser = _parser("data check", data_check)
-    parser.add_argument(
-        "data", metavar="DATA", help="a description (.yaml) of your own images, a recipe that names one, a run, or a benchmark"
-    )
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all)")
-    parser.add_argument("--root", help="where the described files lie")
-    parser.add_argument("--out", help="a page (.html) with the same, shares and pictures")
-    parser.add_argument("--near", type=float, help="likeness of near-duplicates (default: 0.85; 1: only equal images)")
-    parser.add_argument("--processes", type=int, help="how many read side by side (default: as many as there are cores)")
-    parser.add_argument("--layout", help="of a benchmark: how its files lie (default: found out)")
-    parser.add_argument("--checksums", help="of a benchmark: SHA-256 of every file; written if not there, else compared with")
-    parser.add_argument("--classes", type=int, help="of a benchmark with several class lists: which")
-    options = parser.parse_args(arguments)
-    from multidense import check_page
-    from multidense.types import MultidenseError
-
-    if options.out and Path(options.out).suffix.lower() not in (".html", ".htm"):
-        raise MultidenseError(f"--out should end in .html, found {options.out}")
-    found = _checked(options)
-    print(check_page.text(found))
-    if options.out:
-        check_page.write_page(found, Path(options.out))
-        print(options.out)
-    if found.errors:
-        sys.exit(1)
-
-
-def _checked(options: argparse.Namespace):
-    """What a check of a benchmark's copy, or of described files, finds."""
-    from multidense.config import is_recipe, load_recipe
-    from multidense.data.benchmarks import BENCHMARKS
-    from multidense.progress import reporter
-    from multidense.types import MultidenseError
-
-    if options.data in BENCHMARKS:
-        from multidense.data.benchmark_check import check_benchmark
-        from multidense.data.convert import tasks_of
-
-        if not options.root:
-            raise MultidenseError(f"say with --root where the copy of {options.data} lies")
-        if options.splits or options.near is not None:
-            raise MultidenseError(f"--splits and --near are not for {options.data}; leave them out")
-        kind = BENCHMARKS[options.data]
-        wanted = tasks_of(kind, classes=options.classes) if options.classes else None
-        told = reporter()
-        return check_benchmark(kind, options.root, options.layout, wanted, options.checksums, options.processes, told)
-    if options.layout or options.checksums or options.classes:
-        raise MultidenseError(f"--layout, --checksums and --classes are for {', '.join(BENCHMARKS)}")
-    from multidense.data.check import NEAR, check
-
-    description, root, tasks, path = options.data, options.root, None, Path(options.data)
-    if (path / "recipe.yaml").exists() or is_recipe(path):
-        recipe = load_recipe(path if path.is_file() else path / "recipe.yaml")
-        description, root, tasks = recipe.data.description, root or recipe.data.root, recipe.task_objects()
-    if description is None or options.data == "rooms":
-        raise MultidenseError(f"{options.data} renders its images and has no files to check; name a description of files")
-    near = NEAR if options.near is None else options.near
-    return check(description, options.splits, tasks, root, options.processes, near, reporter())
-
-
-def data_convert(arguments: list[str]) -> None:
-    """write a packed copy of a benchmark, the fastest to train from; run again after a kill, it goes on"""
-    parser = _parser("data convert", data_convert)
-    parser.add_argument("data", metavar="NAME", help="a benchmark: nyuv2, cityscapes or pascal-context")
-    parser.add_argument("--root", required=True, help="where its copy lies")
-    parser.add_argument("--out", required=True, help="the folder to write")
-    parser.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all)")
-    parser.add_argument("--tasks", nargs="+", metavar="TASK", help="only these (default: all)")
-    parser.add_argument("--classes", type=int, help="which of several class lists")
-    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
-    parser.add_argument("--layout", help="how its files lie (default: found out)")
-    parser.add_argument("--processes", type=int, help="how many read side by side")
-    options = parser.parse_args(arguments)
-    from multidense.data.benchmarks import BENCHMARKS
-    from multidense.data.convert import convert, tasks_of
-    from multidense.progress import reporter
-
-    kind = BENCHMARKS[_one_of(options.data, list(BENCHMARKS), "benchmark")]
-    size = tuple(options.size) if options.size else None
-    wanted = tasks_of(kind, options.tasks, options.classes)
-    told = reporter()
-    print(convert(kind, options.root, options.out, options.splits, wanted, size, options.layout, options.processes, told))
-
-
-def data_label(arguments: list[str]) -> None:
-    """write a label assignment: a readable CSV that says which images are labelled for which tasks"""
-    parser = _parser("data label", data_label)
-    _add_data(parser)
-    parser.add_argument("--setting", default="full", choices=("full", "one-label", "random-labels", "few-shot"))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--task", help="of few-shot: the task that keeps few labels")
-    parser.add_argument("--k", type=int, default=10, help="of few-shot: how many (default: 10)")
-    parser.add_argument("--out", required=True, help="the CSV")
-    options = parser.parse_args(arguments)
-    if options.setting == "few-shot" and not options.task:
-        parser.error("few-shot needs --task")
-    from multidense.data import partial
-
-    reader = _reader(options)
-    chosen = partial.by_setting(reader, options.setting, options.seed, options.task, options.k)
-    chosen.assignment.to_csv(Path(options.out))
-    counts = ", ".join(f"{count} {name}" for name, count in chosen.assignment.counts().items())
-    print(f"{options.out}: {len(reader)} images; labelled: {counts}; hash {chosen.assignment.hash}")
-
-
-def data_show(arguments: list[str]) -> None:
-    """a picture of some images with all their labels"""
-    parser = _parser("data show", data_show)
-    _add_data(parser)
-    parser.add_argument("--count", type=int, default=8, help="how many images (default: 8)")
-    parser.add_argument("--out", required=True, help="the picture (.png)")
-    options = parser.parse_args(arguments)
-    from multidense.data.subset import evenly
-    from multidense.evaluation import contact_sheet
-    from multidense.types import MultidenseError
-
-    if options.count < 1:
-        raise MultidenseError(f"--count must be at least 1, found {options.count}")
-    if Path(options.out).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
-        raise MultidenseError(f"--out should end in .png, .jpg or .webp, found {options.out}")
-    reader = _reader(options)
-    contact_sheet(reader, evenly(len(reader), options.count), Path(options.out))
-    print(f"{options.out}: image, {', '.join(task.name for task in reader.tasks)}")
+    command(arguments)
 
 
 def recipes(arguments: list[str]) -> None:
     """the recipes that come with the package"""
-    parser = _parser("recipes", recipes)
+    parser = parser_of("recipes", recipes)
     parser.add_argument("name", nargs="?", help="print this one, with every setting it stands for")
     options = parser.parse_args(arguments)
     from multidense.config import load_recipe, recipe_path, shipped
@@ -389,7 +254,7 @@ def _recipe_and_folder(command: str, arguments: list[str]):
     from multidense.config import load_recipe, recipe_path, settings_help
     from multidense.types import MultidenseError
 
-    parser = _parser(
+    parser = parser_of(
         command, COMMANDS[command], "Any setting of the recipe can be given, for instance --training.epochs 20.", False
     )
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a recipe's name (see `multidense recipes`) or file")
@@ -409,60 +274,6 @@ def _recipe_and_folder(command: str, arguments: list[str]):
     overrides += ["--data.root", options.root] if options.root else []
     recipe = load_recipe(recipe_path(options.recipe), overrides)
     return recipe, Path(options.out or f"runs/{recipe.name}")
-
-
-def _parser(name: str, command: Callable, epilog: str = "", add_help: bool = True) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"multidense {name}", description=command.__doc__, epilog=epilog, add_help=add_help, allow_abbrev=False
-    )
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help="a description (.yaml) of your own images, a recipe's file, or `rooms`")
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--root", help="where the described files lie")
-    parser.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"))
-
-
-def _reader(options: argparse.Namespace):
-    """The data that a command line names."""
-    from multidense.config import is_recipe, load_recipe
-    from multidense.data import Folder, Rooms
-    from multidense.data.benchmarks import BENCHMARKS
-    from multidense.run import Run, reader_of
-    from multidense.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
-    from multidense.types import MultidenseError
-
-    size = tuple(options.size) if options.size else None
-    if options.data == "rooms":
-        tasks = [SemanticSegmentation(13), HumanParts(7), Depth(), Normals(), Edges(), Saliency()]
-        return Rooms(tasks, options.split, size=size or (96, 128), length=200)
-    if options.data in BENCHMARKS:
-        if not options.root:
-            raise MultidenseError(f"say with --root where the copy of {options.data} lies")
-        return BENCHMARKS[options.data](options.root, options.split, size=size)
-    if (Path(options.data) / "recipe.yaml").exists():
-        if size or options.root:
-            raise MultidenseError("a run has its own size and root: leave out --size and --root, or name its recipe.yaml")
-        work = Run.open(Path(options.data))
-        return work.everything if options.split == "train" else work.val
-    if is_recipe(Path(options.data)):
-        recipe = load_recipe(Path(options.data))
-        changed = {"root": options.root or recipe.data.root, "size": size or recipe.data.size}
-        return reader_of(replace(recipe, data=replace(recipe.data, **changed)), options.split)
-    return Folder(options.data, options.split, size=size, root=options.root)
-
-
-def _one_of(chosen: str | None, known: list[str], what: str) -> str:
-    from multidense.suggest import nearest
-    from multidense.types import MultidenseError
-
-    if chosen is None and len(known) == 1:
-        return known[0]
-    if chosen not in known:
-        asked = f"there is no {what} {chosen!r}{nearest(chosen, known)}" if chosen else f"say which {what} with --{what}"
-        raise MultidenseError(f"{asked}; there are {', '.join(known)}")
-    return chosen
 
 
 def _complaint(message: str) -> str:
