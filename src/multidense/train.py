@@ -229,7 +229,7 @@ def train_loop(
     beside = _beside(model, settings).to(next(model.parameters()).dtype).to(fabric.device)
     balancer, regularizers = beside["balancer"], beside["regularizers"]
     groups = [{"params": list(model.parameters())}, *balancer.groups(), *regularizers.groups()]
-    optimizer = torch.optim.Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     network, optimizer = fabric.setup(_AsMapping(model), optimizer)
     learnt = [*model.parameters(), *regularizers.parameters()]
     feed = Feed(data, settings.augment, seed, settings.batch_size, model.tasks, regularizers.views, settings.workers)
