@@ -139,9 +139,9 @@ def test_the_gate_pictured_is_the_gate_of_the_forward_pass(batch, stride):
     model.decoder.inter_task.register_forward_pre_hook(lambda module, inputs: given.append(inputs[1]))
     gates = look(model, batch.image).gates
     assert list(gates) == list(model.task_names)
-    for index, gate in enumerate(gates.values()):
+    for index, (gate,) in enumerate(gates.values()):
         assert torch.equal(gate, given[0][:, index : index + 1])
-    assert not torch.allclose(gates["semseg"], gates["depth"])
+    assert not torch.allclose(gates["semseg"][0], gates["depth"][0])
 
 
 def test_looking_leaves_no_hook_behind(batch):

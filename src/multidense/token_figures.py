@@ -109,17 +109,17 @@ class Strip:
 
 @dataclass(frozen=True)
 class Told:
-    """All figures of one network."""
+    """All figures of one network, or of one of its scales."""
 
     label: str
     images: int
     split: str
     inter_task: Matrix | None
-    together: Cloud | None
-    clouds: Sequence[Cloud]
-    matrices: Sequence[Matrix]
-    confidences: Sequence[Strip]
-    scores: Sequence[Strip]
+    together: Cloud | None = None
+    clouds: Sequence[Cloud] = ()
+    matrices: Sequence[Matrix] = ()
+    confidences: Sequence[Strip] = ()
+    scores: Sequence[Strip] = ()
 
 
 def figures(runs: Sequence, pairs: Sequence[tuple]) -> dict | None:
@@ -133,7 +133,7 @@ def figures(runs: Sequence, pairs: Sequence[tuple]) -> dict | None:
     for run, each, told in found:
         made = run.piece("tokens", _place(each), lambda file, each=each, told=told: _network(each, told, names))
         if made:
-            networks.append(made)
+            networks += made
             counted.append((each, told["tasks"]))
     if not networks and not any("tokens" in run.notes for run in runs):
         return None
@@ -297,10 +297,16 @@ def _told(file: Path) -> dict:
     return data
 
 
-def _network(training, told: Mapping, names: Sequence[str]) -> Told:
+def _network(training, told: Mapping, names: Sequence[str]) -> list[Told]:
+    """All figures of one network; affinities of further scales, which have nothing else of their own, follow one by one."""
     tasks = told["tasks"]
     with_tokens = {name: each for name, each in tasks.items() if "places" in each}
-    affinity = told.get("affinity")
+    affinity = told.get("affinity") or {}
+    by_scale = affinity if isinstance(affinity, dict) else {"": affinity}
+    mixing = {
+        scale: matrix("Inter-task affinity A", np.array(each), list(tasks), low=0.0, written=True)
+        for scale, each in by_scale.items()
+    }
     together = None
     if told.get("plane"):
         places = [place for name in with_tokens for place in told["plane"]["places"][name]]
@@ -312,17 +318,21 @@ def _network(training, told: Mapping, names: Sequence[str]) -> Told:
         ]
         together = cloud(f"All tasks{_variance(told['plane']['variance'])}", places, marks)
     pictures = [_pictures(training, told, image) for image in told["pictures"]]
-    return Told(
+    whole = Told(
         training.label,
         int(told["images"]),
         str(told["split"]),
-        matrix("Inter-task affinity A", np.array(affinity), list(tasks), low=0.0, written=True) if affinity else None,
+        mixing.pop("", None),
         together,
         [_own_cloud(name, each, names.index(name)) for name, each in with_tokens.items()],
         [_own_matrix(name, each) for name, each in with_tokens.items() if len(each["categories"]) > 1],
         [confidence for confidence, _ in pictures if confidence.rows],
         [scores for _, scores in pictures if scores.rows],
     )
+    return [
+        whole,
+        *(Told(f"{training.label}, {scale}", whole.images, whole.split, each) for scale, each in mixing.items()),
+    ]
 
 
 def _own_cloud(name: str, told: Mapping, index: int) -> Cloud:
@@ -352,6 +362,9 @@ def _own_matrix(name: str, told: Mapping) -> Matrix:
 def _pictures(training, told: Mapping, image: Mapping) -> tuple[Strip, Strip]:
     """Confidence maps, and score maps of global and fine-grained tokens, of one image."""
     confidences, scores = [], []
+    kinds = {kind for each in image["tasks"].values() for kind in each["ranges"]}
+    scales = range(sum(kind.startswith("gate-") for kind in kinds))
+    gates = {f"gate-{j}": f"gate g, scale {j}" for j in scales} or {"gate": "gate g"}
     for name, each in image["tasks"].items():
         titles, colours = told["tasks"][name]["categories"], told["tasks"][name]["colours"]
 
@@ -367,14 +380,15 @@ def _pictures(training, told: Mapping, image: Mapping) -> tuple[Strip, Strip]:
         stages = [shown(stage, f"Confidence, {title}") for stage, title in STAGES.items()]
         if any(stages):
             confidences.append((name, [shown("input.png", "Input"), shown("truth", "Truth"), *stages]))
-        looks = [shown("gate", "Gate g"), shown("trust", "Trust Mᶠ")]
+        looks = [shown(kind, title.capitalize()) for kind, title in gates.items()] + [shown("trust", "Trust Mᶠ")]
         for index in map(int, each["covered"]):
             looks.append(shown(f"score-{index}", f"Score of {titles[index]}", titles[index], colours[index]))
         if any(looks):
             scores.append((name, [shown("truth", "Truth"), *looks]))
+    looked = [f"Global: {title}" for title in gates.values()]
     return (
         Strip(image["id"], ["Input", "Truth", *STAGES.values()], confidences),
-        Strip(image["id"], ["Truth", "Global: gate g", "Global: trust Mᶠ", "Fine-grained: φF′"], scores),
+        Strip(image["id"], ["Truth", *looked, "Global: trust Mᶠ", "Fine-grained: φF′"], scores),
     )
 
 

@@ -3,6 +3,8 @@
 NETWORK/tokens/tokens.json              every number, over some images together
 NETWORK/tokens/SPLIT/ID/TASK.MAP.png    maps of a few: truth, before, even, after, gate, trust, score-CATEGORY; input.png
 
+A network with tokens on several scales has a gate and an affinity for each: gate-0, gate-1, … from the finest on.
+
 A decoder without tokens has nothing to say; one with some parts switched off says what is left. Nothing is trained by it.
 """
 
@@ -24,6 +26,7 @@ from multidense.data import Reader, collate
 from multidense.data.reader import batches
 from multidense.data.subset import Subset, evenly
 from multidense.files import plain, read_json, write_json, written_aside
+from multidense.models.decoders.hitts import Query
 from multidense.models.multitask import MultiTask, weights_hash
 from multidense.ops import resize
 from multidense.progress import Reporter, silent
@@ -51,14 +54,15 @@ LEVELS = 48
 class Look:
     """One batch seen through a decoder with tokens.
 
-    `gates[task]` `[b 1 h w]` is g_i, what each global token lets through, as the forward pass used it. `before[task]`
-    `[b k height width]` is G_i at the image's size, which the fine-grained tokens turn into the logits G'_i. No loss ever reads
-    G_i as logits, so there is also `even[task]`: G'_i where each token's Softplus(φ_i F'_i) is replaced by its mean over the
-    image, so that all that is lost is where it looks. Each mapping may be empty.
+    `gates[task]` are g_i, what each global token lets through, as the forward pass used it: one `[b 1 h w]` for each scale,
+    fine to coarse, each as large as its map. `before[task]` `[b k height width]` is G_i at the image's size, which fine-grained
+    tokens turn into the logits G'_i. No loss ever reads G_i as logits, so there is also `even[task]`: G'_i where each token's
+    Softplus(φ_i F'_i) is replaced by its mean over the image, so that all that is lost is where it looks. Each mapping may be
+    empty.
     """
 
     outputs: Outputs
-    gates: Mapping[str, Float[Tensor, "b 1 _ _"]]
+    gates: Mapping[str, Sequence[Float[Tensor, "b 1 _ _"]]]
     before: Mapping[str, Float[Tensor, "b _ h w"]]
     even: Mapping[str, Float[Tensor, "b _ h w"]]
 
@@ -66,14 +70,15 @@ class Look:
 def look(model: MultiTask, image: Float[Tensor, "b 3 h w"]) -> Look:
     """Outputs, gates and logits without refinement of a batch; evaluation mode, no gradient."""
     gates: list[Tensor] = []
-    query = getattr(model.decoder, "query", None)
-    hook = None if query is None else query.register_forward_hook(lambda module, given, made: gates.append(made))
+    queries = [module for module in model.decoder.modules() if isinstance(module, Query)]
+    hooks = [query.register_forward_hook(lambda module, given, made: gates.append(made)) for query in queries]
     try:
         outputs = seen_by(model, image)
     finally:
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
-    of_task = dict(zip(model.task_names, gates[0].split(1, dim=1), strict=True)) if gates else {}
+    each = zip(*(gate.split(1, dim=1) for gate in gates), strict=True)
+    of_task = dict(zip(model.task_names, each, strict=True)) if gates else {}
     before, even = {}, {}
     for name, scores in outputs.score_maps.items():
         head, size = model.decoder.fine_grained[name], tuple(image.shape[-2:])
@@ -314,13 +319,13 @@ def _plane(tallies: Mapping[str, _Tally]) -> dict | None:
     }
 
 
-def _affinity(model: MultiTask) -> list[list[float]] | None:
-    """A of (1): how much of each task (column) goes into each (row); None where nothing is mixed."""
-    inter_task = getattr(model.decoder, "inter_task", None)
-    if not getattr(inter_task, "mixes", False):
-        return None
+def _affinity(model: MultiTask) -> list[list[float]] | dict[str, list[list[float]]] | None:
+    """A of (1): how much of each task (column) goes into each (row); by the name of the scale where there are several, None
+    where nothing is mixed.
+    """
     with torch.no_grad():
-        return _rounded(inter_task.affinity(model.decoder.global_tokens()))
+        told = {scale: _rounded(each) for scale, each in getattr(model.decoder, "affinities", dict)().items()}
+    return told.get("", told or None)
 
 
 def _draw(model: MultiTask, data: Reader, index: int, folder: Path) -> dict:
@@ -340,8 +345,8 @@ def _draw(model: MultiTask, data: Reader, index: int, folder: Path) -> dict:
         maps: dict[str, tuple[Tensor, bool]] = {}
         if name in seen.before and task.has_confidence:
             maps |= {stage: (task.confidence(logits), False) for stage, logits in _stages(seen, name).items()}
-        if name in seen.gates:
-            maps["gate"] = (seen.gates[name], True)
+        gates = seen.gates.get(name, ())
+        maps |= {f"gate-{j}" if len(gates) > 1 else "gate": (gate, True) for j, gate in enumerate(gates)}
         if name in seen.outputs.confidence:
             maps["trust"] = (seen.outputs.confidence[name], True)
         covered = _covered(seen.outputs.logits[name]) if name in seen.outputs.score_maps else {}

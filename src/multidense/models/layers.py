@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.overrides import TorchFunctionMode
 
 
 def conv3x3(channels_in: int, channels_out: int) -> nn.Conv2d:
@@ -67,3 +71,19 @@ def recomputed(conv: nn.Conv2d, make: Callable[..., Tensor], *inputs: Tensor) ->
         lambda saved: again if id(saved) == place else saved, lambda kept: kept() if kept is again else kept
     ):
         return conv(made)
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Modules made inside have shapes and no values: for looking at what settings make, at next to no cost."""
+    with torch.device("meta"), _Undrawn():
+        yield
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws nothing. Without values there is nothing to draw, and torch would import its compiler for not doing it."""
+
+    drawing = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_})
+
+    def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        return args[0] if func in self.drawing else func(*args, **(kwargs or {}))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from multidense.files import read_json, write_json, written_aside
 from multidense.models.backbones import BACKBONES
+from multidense.models.backbones.external import PREFIX, zoo
 from multidense.models.decoders import DECODERS
 from multidense.suggest import nearest
 from multidense.task import Task
@@ -49,14 +50,25 @@ value, confidence = model.predict(image)[model.task_names[0]]  # image: float RG
 
 
 def build_model(
-    backbone: str, decoder: str, tasks: Sequence[Task], width: float = 1.0, *, seed: int | None = None, **options
+    backbone: str,
+    decoder: str,
+    tasks: Sequence[Task],
+    width: float = 1.0,
+    *,
+    seed: int | None = None,
+    initial: bool = True,
+    **options,
 ) -> MultiTask:
     """The model of these tasks, from the names of its parts; `width` scales all channel counts of the backbone.
 
+    A backbone is one of `BACKBONES`, or "timm/" and the name of any network of the package timm.
+
     With a `seed` the weights depend on it alone, and the global random state stays as it was. The backbone is drawn first, so
-    decoders can be compared on the same trunk. `options` are keyword arguments of the backbone and the decoder.
+    decoders can be compared on the same trunk. `options` are keyword arguments of the backbone and the decoder. With
+    `initial=False` those that say where a backbone's first weights come from are kept in mind but not followed: the weights
+    are to be replaced anyway.
     """
-    make_backbone = _chosen("backbone", backbone, BACKBONES)
+    make_backbone = zoo(backbone) if str(backbone).startswith(PREFIX) else _chosen("backbone", backbone, BACKBONES)
     make_decoder = _chosen("decoder", decoder, DECODERS)
     if make_decoder.needs_stages and not _has_stages(make_backbone):
         raise MultidenseError(
@@ -75,12 +87,13 @@ def build_model(
                 f"unknown option '{option}' of backbone '{backbone}' with decoder '{decoder}'{nearest(option, valid)}. "
                 f"Valid are: {', '.join(valid) or 'none'}."
             )
+    followed = for_backbone if initial else for_backbone - set(getattr(make_backbone, "initial", ()))
 
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.default_generator.manual_seed(seed)
         features = make_backbone(
-            width, stages=make_decoder.needs_stages, **{name: options[name] for name in for_backbone & options.keys()}
+            width, stages=make_decoder.needs_stages, **{name: options[name] for name in followed & options.keys()}
         )
         outputs = make_decoder(
             tasks,
@@ -290,6 +303,7 @@ def load_model(path: str | Path) -> MultiTask:
         [from_spec(task) for task in spec["tasks"]],
         spec["width"],
         seed=0,  # the weights are replaced; the seed keeps the global random state as it was
+        initial=False,
         **spec["options"],
     )
     try:
@@ -312,17 +326,18 @@ def weights_hash(model: nn.Module) -> str:
 
 def _chosen(kind: str, name: str, table: Mapping[str, type]) -> type:
     if name not in table:
-        raise MultidenseError(f"unknown {kind} {name!r}{nearest(name, table)}. There are: {', '.join(table)}.")
+        also = f", and {PREFIX}NAME for every network of timm" if table is BACKBONES else ""
+        raise MultidenseError(f"unknown {kind} {name!r}{nearest(name, table)}. There are: {', '.join(table)}{also}.")
     return table[name]
 
 
-def _options(part: type) -> frozenset[str]:
+def _options(part: Callable) -> frozenset[str]:
     """Names of what a backbone or decoder can be told: its keyword-only arguments."""
     parameters = inspect.signature(part).parameters.values()
     return frozenset(parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY)
 
 
-def _has_stages(backbone: type) -> bool:
+def _has_stages(backbone: Callable) -> bool:
     """Whether `stages=True` fills `Features.stages`; a backbone that cannot says `has_stages = False`."""
     return getattr(backbone, "has_stages", True)
 

@@ -50,6 +50,11 @@ class SegNet(nn.Module):
         )
         initialise_convolutions(self)
 
+    def layers(self) -> list[str]:
+        """Beginnings of parameter names from image to output: the stages of the encoder, then those of the decoder."""
+        inward = range(len(DEPTHS))
+        return [f"encoder.{i}" for i in inward] + [f"decoder.{i}" for i in reversed(inward)]
+
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Features:
         pooled, places, stages = image, [], []
         for stage in self.encoder:

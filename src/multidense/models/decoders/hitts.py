@@ -22,20 +22,76 @@ What differs from the text, or settles what it leaves open:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from multidense.models.decoders.shared import check_finest
 from multidense.models.layers import Coarsen, conv3x3, conv_block, initialise_convolutions, recomputed, refine
 from multidense.ops import resize
 from multidense.task import Task
 from multidense.types import Features, MultidenseError, Outputs
 
 
-class HierarchicalTaskTokens(nn.Module):
+class TokenDecoder(nn.Module):
+    """What decoders with task tokens share: global tokens, and all that follows inter-task learning.
+
+    Who derives from it fills `tokens` (empty without global tokens), `intra_task` and `fine_grained`, each by task name.
+    """
+
+    needs_stages = False
+    tokens: nn.ParameterDict
+    intra_task: nn.ModuleDict
+    fine_grained: nn.ModuleDict
+
+    def global_tokens(self) -> Float[Tensor, "t c"]:
+        """Θ, in the order of the tasks (which is not the order of the dict that holds them)."""
+        return torch.stack([self.tokens[name] for name in self.intra_task])
+
+    def affinities(self) -> dict[str, Float[Tensor, "t t"]]:
+        """A of (1) by the name of its scale, "" where there is only one; empty where nothing is mixed."""
+        raise NotImplementedError
+
+    def refined(
+        self,
+        task_features: Mapping[str, Float[Tensor, "b c h w"]],
+        tokens: Mapping[str, Float[Tensor, " c"]],
+        size: tuple[int, int],
+        finish: Callable[[Tensor], Tensor] = lambda feature: feature,
+    ) -> Outputs:
+        """Intra-task learning and everything after it; `finish` is done to each task feature in between."""
+        logits, features, confidence, refined_tokens, fine_tokens, score_maps = {}, {}, {}, {}, {}, {}
+        for name, intra_task in self.intra_task.items():
+            feature, token = intra_task(task_features[name], tokens.get(name))
+            feature = finish(feature)
+            fine_logits, phi, scores = self.fine_grained[name](feature, token)
+            features[name], logits[name] = feature, resize(fine_logits, size)
+            if token is not None:
+                refined_tokens[name] = token
+                confidence[name] = torch.einsum("bc,bchw->bhw", token, feature).sigmoid()[:, None]
+            if phi is not None:
+                fine_tokens[name], score_maps[name] = phi, scores
+        return Outputs(
+            logits=logits,
+            features=features,
+            confidence=confidence,
+            tokens=refined_tokens,
+            fine_tokens=fine_tokens,
+            score_maps=score_maps,
+        )
+
+    def initialise(self, aligned: bool) -> None:
+        """Convolutions as published; the last of (4) as the identity where `aligned`."""
+        initialise_convolutions(self)
+        if aligned:
+            for fine_grained in self.fine_grained.values():
+                nn.init.dirac_(fine_grained.to_logits.weight)
+
+
+class HierarchicalTaskTokens(TokenDecoder):
     """The decoder: reads the finest map F_s `[b c h w]`; `Outputs` carries everything that the tokens say.
 
     features F'_i `[b c h w]` and confidence M^f_i `[b 1 h w]` at the size of F_s; score_maps φ_i F'_i `[b k h2 w2]`,
@@ -51,8 +107,6 @@ class HierarchicalTaskTokens(nn.Module):
     `lean` is not the paper's: query, inter-task and intra-task steps see F_s on a grid twice as coarse (so do their strides),
     and what a task finds there is enlarged and added to F_s: F'_i = F_s + what was found. Everything after that is the same.
     """
-
-    needs_stages = False
 
     def __init__(
         self,
@@ -76,12 +130,11 @@ class HierarchicalTaskTokens(nn.Module):
         super().__init__()
         width = channels[0]
         attention = max(1, width // 2) if attention_channels is None else attention_channels
-        _positive(gate_stride=gate_stride, intra_stride=intra_stride, fine_stride=fine_stride, attention_channels=attention)
-        if fine_tokens and not (orthogonal_embeddings or global_tokens):
-            raise MultidenseError(
-                "fine-grained tokens need something to be made of: expected orthogonal_embeddings or global_tokens to be on, "
-                "found both off. Turn one on, or fine_tokens off as well."
-            )
+        check_finest("hitts", strides, "hitts-ms")
+        check_positive(
+            gate_stride=gate_stride, intra_stride=intra_stride, fine_stride=fine_stride, attention_channels=attention
+        )
+        check_made_of_something(fine_tokens, orthogonal_embeddings, global_tokens)
         names = [task.name for task in tasks]
         self.coarsen = Coarsen(width, stride=2) if lean else None
         self.tokens = nn.ParameterDict({name: nn.Parameter(torch.randn(width)) for name in names if global_tokens})
@@ -93,10 +146,7 @@ class HierarchicalTaskTokens(nn.Module):
         self.fine_grained = nn.ModuleDict(
             {task.name: FineGrained(task.channels, width, fine_stride, fine_tokens, orthogonal_embeddings) for task in tasks}
         )
-        initialise_convolutions(self)
-        if aligned:
-            for fine_grained in self.fine_grained.values():
-                nn.init.dirac_(fine_grained.to_logits.weight)
+        self.initialise(aligned)
 
     def forward(self, features: Features, size: tuple[int, int]) -> Outputs:
         finest = features.maps[0]
@@ -105,30 +155,13 @@ class HierarchicalTaskTokens(nn.Module):
         gates = self.query(tokens, shared) if self.query else None
         tokens, task_features = self.inter_task(tokens, gates, shared)
 
-        logits, refined, confidence, refined_tokens, fine_tokens, score_maps = {}, {}, {}, {}, {}, {}
-        for name, intra_task in self.intra_task.items():
-            feature, token = intra_task(task_features[name], tokens.get(name))
-            if self.coarsen:
-                feature = finest + refine(feature, self.coarsen.stride, finest.shape[-2:])
-            fine_logits, phi, scores = self.fine_grained[name](feature, token)
-            refined[name], logits[name] = feature, resize(fine_logits, size)
-            if token is not None:
-                refined_tokens[name] = token
-                confidence[name] = torch.einsum("bc,bchw->bhw", token, feature).sigmoid()[:, None]
-            if phi is not None:
-                fine_tokens[name], score_maps[name] = phi, scores
-        return Outputs(
-            logits=logits,
-            features=refined,
-            confidence=confidence,
-            tokens=refined_tokens,
-            fine_tokens=fine_tokens,
-            score_maps=score_maps,
-        )
+        def finish(feature: Float[Tensor, "b c h2 w2"]) -> Float[Tensor, "b c h w"]:
+            return finest + refine(feature, self.coarsen.stride, finest.shape[-2:]) if self.coarsen else feature
 
-    def global_tokens(self) -> Float[Tensor, "t c"]:
-        """Θ, in the order of the tasks (which is not the order of the dict that holds them)."""
-        return torch.stack([self.tokens[name] for name in self.intra_task])
+        return self.refined(task_features, tokens, size, finish)
+
+    def affinities(self) -> dict[str, Float[Tensor, "t t"]]:
+        return {"": self.inter_task.affinity(self.global_tokens())} if self.inter_task.mixes else {}
 
 
 class Query(nn.Module):
@@ -233,10 +266,18 @@ class FineGrained(nn.Module):
     """One token a category, and what it finds: (3) φ_i = MLP_i(W^o_i o + θ'_i)ᵀ, (4) G'_i = Conv3×3(G_i ⊙ Softplus(φ_i F'_i)).
 
     o `[k k]` is a fixed orthonormal basis that keeps the rows of φ_i apart (without it, θ'_i is repeated k times). G_i is a
-    Conv1×1 of F'_i. Without tokens, G'_i = Conv3×3(G_i).
+    Conv1×1 of F'_i. Without tokens, G'_i = Conv3×3(G_i). `hidden` (default 2c) is the width of the MLP.
     """
 
-    def __init__(self, categories: int, channels: int, stride: int, fine_tokens: bool, orthogonal_embeddings: bool) -> None:
+    def __init__(
+        self,
+        categories: int,
+        channels: int,
+        stride: int,
+        fine_tokens: bool,
+        orthogonal_embeddings: bool,
+        hidden: int | None = None,
+    ) -> None:
         super().__init__()
         self.categories = categories
         self.to_maps = nn.Conv2d(channels, categories, kernel_size=1)
@@ -246,7 +287,7 @@ class FineGrained(nn.Module):
             if orthogonal_embeddings:
                 self.register_buffer("basis", torch.eye(categories), persistent=False)
                 self.embed = nn.Linear(categories, channels)
-            self.mlp = _mlp(categories, hidden=2 * channels)
+            self.mlp = _mlp(categories, hidden=2 * channels if hidden is None else hidden)
             self.coarsen = Coarsen(channels, stride)
 
     def forward(
@@ -286,7 +327,17 @@ def _mlp(categories: int, hidden: int) -> nn.Sequential:
     )
 
 
-def _positive(**options: int) -> None:
+def check_positive(**options: int) -> None:
+    """An error unless all are whole numbers of at least 1."""
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise MultidenseError(f"{name} should be a whole number of at least 1. Found {value!r}.")
+
+
+def check_made_of_something(fine_tokens: bool, orthogonal_embeddings: bool, global_tokens: bool) -> None:
+    """An error where fine-grained tokens are wanted, and both parts of which they are made are off."""
+    if fine_tokens and not (orthogonal_embeddings or global_tokens):
+        raise MultidenseError(
+            "fine-grained tokens need something to be made of: expected orthogonal_embeddings or global_tokens to be on, "
+            "found both off. Turn one on, or fine_tokens off as well."
+        )
