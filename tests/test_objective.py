@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from multidense.balancing import LPS, Trunk
 from multidense.objective import Objective, feature_loss
+from multidense.ops import pool
 from multidense.processes import Share
 from multidense.tasks import Depth, Edges, SemanticSegmentation
 from multidense.types import Batch, FeatureTarget, MultidenseError, Outputs, Target
@@ -146,6 +148,31 @@ def test_auxiliary_logits_are_supervised_like_the_last_ones_and_stand_beside(out
     assert losses.rest.item() == pytest.approx((5 + 0.5 * 1) / 2 / 2), "a mean over images and over tasks"
 
 
+def test_loss_prioritisation_weighs_the_last_losses_and_leaves_auxiliary_ones_as_they_are(outputs, batch):
+    further = replace(outputs, auxiliary={"depth": [torch.full((2, 1, *SIZE), 4.0, requires_grad=True)]})
+    objective, lps = Objective(discovered=0, features=0), LPS(["semseg", "depth"], kappa=2.0)
+    trunk = Trunk(torch.nn.Identity(), torch.nn.Identity())
+    lps.epoch_end({"semseg": 1.0, "depth": 3.0})  # so that weights differ from one
+    weight = dict(lps.told())
+    assert min(weight.values()) > 1
+
+    def backward(seen):
+        losses = objective.gather(TASKS, objective.terms(TASKS, seen, batch), objective.supervised(TASKS, batch), Share(2))
+        leaves = [*seen.logits.values(), *seen.auxiliary.get("depth", ())]
+        total = losses.total(lps.total(losses, trunk))
+        return losses, total, torch.autograd.grad(total, leaves)
+
+    alone, without, plain = backward(outputs)
+    beside, total, found = backward(further)
+    assert without.item() == pytest.approx(sum(weight[n] * math.log(1 + 1e-6 + alone.tasks[n].item()) for n in weight) / 2)
+    assert (total - without).item() == pytest.approx(2 / 2 / 2), (
+        "|4 − 2| of one of two images, a mean over two tasks, unweighed"
+    )
+    assert all(torch.equal(one, other) for one, other in zip(found, plain, strict=False))
+    assert found[2].sum().item() == pytest.approx(1 / 2 / 2)
+    assert beside.levels == alone.levels, "what is remembered of a task is its last loss"
+
+
 def test_a_task_that_nothing_is_said_about_is_absent_and_still_reached(outputs, batch):
     nothing = stack(metres(None), metres(None))
     silent = replace(
@@ -230,6 +257,12 @@ def test_features_are_averaged_over_channels_and_pixels_by_their_confidence():
 def test_coarse_features_are_compared_with_the_means_of_their_cells():
     features = torch.rand(1, 2, 4, 8)
     saved = FeatureTarget(torch.nn.functional.avg_pool2d(features, 4), torch.ones(1, 1, 1, 2), stride=4)
+    assert feature_loss(features, saved, torch.tensor([False])).item() == pytest.approx(0, abs=1e-12)
+
+
+def test_features_of_a_coarse_network_are_pooled_by_what_was_pooled_for_storing():
+    features = torch.rand(1, 2, 5, 6)  # of an image of 20 × 24, at stride 4
+    saved = FeatureTarget(pool(features, 2), torch.ones(1, 1, 3, 3), stride=8, own=4)
     assert feature_loss(features, saved, torch.tensor([False])).item() == pytest.approx(0, abs=1e-12)
 
 

@@ -174,7 +174,7 @@ def feature_loss(features: Float[Tensor, "b c h w"], target: FeatureTarget, anno
     of zero everywhere says that no features were saved for an image. The confidence comes from the first stage: a network that
     may lower its own mask can cheat (the paper does not say whose it is).
     """
-    ours = pool(features, target.stride)
+    ours = pool(features, target.stride // target.own)
     if ours.shape != target.value.shape:
         raise MultidenseError(
             f"feature supervision needs task features of the first stage's shape: expected {tuple(target.value.shape[1:])}, "

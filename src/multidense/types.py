@@ -39,15 +39,17 @@ class Target:
 class FeatureTarget:
     """Task features that a first-stage network saw, and its trust in them: the target of feature supervision.
 
-    `value` `[b c h w]` may be coarser than the image: `stride` says how much. `confidence` `[b 1 h w]` lies in 0 … 1.
+    `value` `[b c h w]` may be coarser than the image: `stride` says how much, and `own` how much the network's features are
+    before they are pooled for storing. `confidence` `[b 1 h w]` lies in 0 … 1.
     """
 
     value: Float[Tensor, "*b c h w"]
     confidence: Float[Tensor, "*b 1 h w"]
     stride: int = 1
+    own: int = 1
 
     def to(self, device: torch.device | str) -> FeatureTarget:
-        return FeatureTarget(self.value.to(device), self.confidence.to(device), self.stride)
+        return replace(self, value=self.value.to(device), confidence=self.confidence.to(device))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -51,14 +52,16 @@ def _stacked(found: Sequence[Mapping[str, Target]], task: Task, size: tuple[int,
 def _stacked_features(samples: Sequence[Sample], name: str) -> FeatureTarget:
     present = [sample.features[name] for sample in samples if name in sample.features]
     model = present[0]
-    if any(one.stride != model.stride or one.value.shape != model.value.shape for one in present):
+    if any((one.stride, one.own) != (model.stride, model.own) or one.value.shape != model.value.shape for one in present):
         found = ", ".join(sorted({f"{list(one.value.shape)} at stride {one.stride}" for one in present}))
         raise MultidenseError(
             f"the saved features of '{name}' in one batch should have one shape and stride, found {found}. "
             "Discover them anew with one model and one size."
         )
-    absent = FeatureTarget(torch.zeros_like(model.value), torch.zeros_like(model.confidence), model.stride)
+    absent = replace(model, value=torch.zeros_like(model.value), confidence=torch.zeros_like(model.confidence))
     padded = [sample.features.get(name, absent) for sample in samples]
-    return FeatureTarget(
-        torch.stack([one.value for one in padded]), torch.stack([one.confidence for one in padded]), model.stride
+    return replace(
+        model,
+        value=torch.stack([one.value for one in padded]),
+        confidence=torch.stack([one.confidence for one in padded]),
     )

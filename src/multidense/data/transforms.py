@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 from multidense.data.reader import Reader, Wrapped
 from multidense.ops import Geometry, warp
 from multidense.task import Task
-from multidense.types import FeatureTarget, MultidenseError, Sample, Target
+from multidense.types import MultidenseError, Sample, Target
 
 
 @dataclass(frozen=True)
@@ -121,10 +121,10 @@ def apply(sample: Sample, drawn: Draw, tasks: Iterable[Task]) -> Sample:
         targets=moved(sample.targets),
         discovered=moved(sample.discovered),
         features={
-            name: FeatureTarget(
-                warp(feature.value, geometry, stride=feature.stride),
-                warp(feature.confidence, geometry, stride=feature.stride),
-                feature.stride,
+            name: replace(
+                feature,
+                value=warp(feature.value, geometry, stride=feature.stride),
+                confidence=warp(feature.confidence, geometry, stride=feature.stride),
             )
             for name, feature in sample.features.items()
         },
