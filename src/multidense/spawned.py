@@ -20,6 +20,11 @@ mend_torchvision()
 
 from lightning.fabric import Fabric  # noqa: E402 (a torchvision that does not load is mended first)
 from lightning.fabric.strategies import DDPStrategy  # noqa: E402
+from lightning.fabric.strategies.launchers.multiprocessing import _MultiProcessingLauncher  # noqa: E402
+
+
+class Launcher(_MultiProcessingLauncher):
+    """Lightning's, by a name of this module: a new process imports it first, and so mends torchvision before lightning."""
 
 
 class Together(DDPStrategy):
@@ -27,6 +32,9 @@ class Together(DDPStrategy):
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         return module
+
+    def _configure_launcher(self) -> None:
+        self._launcher = Launcher(self, start_method=self._start_method)
 
 
 def fabric_for(accelerator: str, devices: int, precision: str) -> Fabric:

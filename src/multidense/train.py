@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -33,12 +33,16 @@ from multidense.feed import Feed
 from multidense.files import write_json
 from multidense.models.multitask import MultiTask, load_model
 from multidense.objective import Objective, Terms
+from multidense.parameters import Frozen, frozen_names, groups
 from multidense.processes import gathered, sum_gradients, synchronised
 from multidense.progress import Reporter, silent
 from multidense.regularizers import REGULARIZERS, check_regularizers, make_regularizers
 from multidense.store import Discovered
 from multidense.suggest import nearest
 from multidense.types import Batch, MultidenseError, Outputs
+
+INITIAL_WEIGHTS = "initial_weights.json"
+"""Beside a training whose backbone began with given weights: how they fitted."""
 
 Schedule = Literal["step", "poly", "constant"]
 Precision = Literal["32-true", "bf16-mixed"]
@@ -56,6 +60,10 @@ class Training:
         schedule: "step" multiplies the rate by `decay` at each of `milestones`; "poly" is (1 − progress)^0.9; or "constant".
         milestones: shares of the training at which "step" acts.
         decay: factor of "step".
+        backbone_lr: learning rate of the backbone over that of the rest.
+        layer_decay: factor from each layer of the backbone to the one before it, nearer to the image; 1 lets all learn alike.
+        freeze: parts that do not learn, by the beginnings of their names, such as "backbone" or "backbone.layer1"; their
+            BatchNorm keeps its running averages and normalises by them.
         clip: largest gradient norm; 0 clips nothing.
         precise_bn: whether BatchNorm's running averages, which remember the last few batches only, are taken anew over one
             epoch after the last step. With small batches the scores hang on chance without it.
@@ -81,6 +89,9 @@ class Training:
     schedule: Schedule = "step"
     milestones: tuple[float, ...] = (0.5, 0.75)
     decay: float = 0.5
+    backbone_lr: float = 1.0
+    layer_decay: float = 1.0
+    freeze: list[str] = field(default_factory=list)
     clip: float = 0.0
     precise_bn: bool = True
     objective: Objective = field(default_factory=Objective)
@@ -103,9 +114,11 @@ class Training:
         for name in ("weight_decay", "clip", "validate_every", "validate_last", "workers", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"training.{name} must not be negative, found {getattr(self, name)}")
-        for name in ("lr", "decay"):
+        for name in ("lr", "decay", "backbone_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"training.{name} must be positive, found {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"training.layer_decay must be above 0 and at most 1, found {self.layer_decay}")
         if not all(0 < milestone < 1 for milestone in self.milestones):
             raise ValueError(f"training.milestones must be shares between 0 and 1, found {list(self.milestones)}")
         for name, kind in (("schedule", Schedule), ("precision", Precision)):
@@ -168,6 +181,9 @@ def fit(
         if finished(folder, request, resume, defaults={"training": asdict(Training())}):
             return load_model(folder / "model").eval()
         write_json(folder / "training.json", request)
+        weights = getattr(model.backbone, "fit", None)
+        if weights is not None:
+            write_json(folder / INITIAL_WEIGHTS, weights.provenance())
         return _fit(model, data, discovered, folder, seed, val, settings, reporter)
 
 
@@ -194,6 +210,7 @@ def _fit(
     with tempfile.TemporaryDirectory(prefix="multidense-") as handover:
         settings = _prepared(settings, model, data, folder or Path(handover), seed, reporter)
         _beside(model, settings)  # what cannot be made is refused before anything starts
+        frozen_names(model, settings.freeze)
         weights = Path(handover) / "weights.safetensors"
         job = {"model": model, "data": data, "discovered": discovered, "folder": folder, "weights": weights}
         loop = partial(train_loop, **job, seed=seed, val=val, settings=settings, reporter=reporter)
@@ -228,8 +245,9 @@ def train_loop(
         model = synchronised(copy.deepcopy(model))  # what a spawned process is sent lies in memory that all of them share
     beside = _beside(model, settings).to(next(model.parameters()).dtype).to(fabric.device)
     balancer, regularizers = beside["balancer"], beside["regularizers"]
-    groups = [{"params": list(model.parameters())}, *balancer.groups(), *regularizers.groups()]
-    optimizer = torch.optim.Adam(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
+    frozen = Frozen(model, settings.freeze, features=getattr(balancer, "on", None) == "features")
+    learning = [*groups(model, settings.backbone_lr, settings.layer_decay), *balancer.groups(), *regularizers.groups()]
+    optimizer = torch.optim.Adam(learning, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     network, optimizer = fabric.setup(_AsMapping(model), optimizer)
     learnt = [*model.parameters(), *regularizers.parameters()]
     feed = Feed(data, settings.augment, seed, settings.batch_size, model.tasks, regularizers.views, settings.workers)
@@ -247,6 +265,7 @@ def train_loop(
     with told.work("training", steps, state.step) as advance:
         while state.step < steps:
             epoch, first = divmod(state.step, per_epoch)
+            frozen.rest()  # what was scored comes back in training mode
             for batches, share in feed.batches(epoch, first, fabric):
                 for group in optimizer.param_groups:
                     group["lr"] = settings.rate(state.step, steps) * group.get("lr_scale", 1.0)
@@ -270,7 +289,7 @@ def train_loop(
                 began = time.perf_counter()
                 advance(1, f"loss {state.mean_loss:.3f}")
                 if state.step == steps and settings.precise_bn:  # before the last validation and the last checkpoint
-                    settle(network, _images(feed, settings.epochs, fabric, network))
+                    settle(network, _images(feed, settings.epochs, fabric, network), frozen.norms)
                 if state.step % per_epoch == 0:
                     balancer.epoch_end(state.levels())
                     scores = _scores(model, val, settings, epoch) if fabric.is_global_zero else {}
@@ -282,6 +301,7 @@ def train_loop(
                     state.save(folder, model, optimizer, beside)
                     began = time.perf_counter()
     trunk.release()
+    frozen.release()
     curves.close()
     if fabric.is_global_zero:
         final = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
@@ -323,11 +343,11 @@ def _images(feed: Feed, epoch: int, fabric, network: nn.Module) -> Iterable[Floa
         yield batch.image
 
 
-def settle(network: nn.Module, images: Iterable[Float[Tensor, "b 3 h w"]]) -> None:
+def settle(network: nn.Module, images: Iterable[Float[Tensor, "b 3 h w"]], frozen: Collection[nn.Module] = ()) -> None:
     """BatchNorm's running averages as the mean over these batches ("precise BatchNorm": Wu and Johnson, Rethinking "Batch" in
-    BatchNorm, 2021). The weights stay as they are.
+    BatchNorm, 2021). The weights stay as they are, and so do `frozen` BatchNorms.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm)]
+    layers = [layer for layer in network.modules() if isinstance(layer, _BatchNorm) and layer not in frozen]
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
@@ -335,6 +355,8 @@ def settle(network: nn.Module, images: Iterable[Float[Tensor, "b 3 h w"]]) -> No
         layer.reset_running_stats()
         layer.momentum = None  # a plain mean over what follows
     network.train()
+    for layer in frozen:
+        layer.eval()
     with torch.no_grad():
         for image in images:
             network(image)

@@ -152,6 +152,10 @@ class ResNet(nn.Module):
             found.append(maps)
         return Features(tuple(found), bottleneck=maps)
 
+    def layers(self) -> list[tuple[str, ...]]:
+        """Beginnings of parameter names from image to output: the stem, then the four layers."""
+        return [("conv1", "bn1"), *((f"layer{number}",) for number in range(1, len(WIDTHS) + 1))]
+
 
 class ResNet18(ResNet):
     """ResNet of 2, 2, 2, 2 basic blocks: 11,176,512 parameters."""
