@@ -23,12 +23,12 @@ LAYERS = {
     "data": "data",
     "models": "models",
     "learning": "objective balancing gradient_methods regularizer regularizers chance consistency contrast task_paths "
-    "thresholds",
+    "thresholds parameters",
     "running": "train feed spawned checkpoint store discovery evaluation quality tokens predict scorers share_scorers scoring",
     "telling": "results report curves tables quality_figures token_figures check_page published paper_table comparison_table "
-    "comparison_plot",
+    "comparison_plot collection_tables",
     "surface": "config recipe run side_by_side jobs comparison compare_command cli command_words data_command "
-    "scoring_command recipes __init__ __main__",
+    "scoring_command joining recipes __init__ __main__",
 }
 MAY_IMPORT = {
     "ground": {"ground"},

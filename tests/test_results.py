@@ -108,7 +108,8 @@ def test_a_file_of_results_is_json_that_everybody_reads(tmp_path):
 def test_another_file_is_not_taken_for_results(tmp_path, text):
     (tmp_path / "other.json").write_text(text)
     with pytest.raises(
-        MultidenseError, match=r"other\.json is not a results file: expected the keys beside, cost, further, per_class"
+        MultidenseError,
+        match=r"other\.json is not a results file: expected the keys beside, collections, cost, further, per_class",
     ):
         Results.load(tmp_path / "other.json")
 

@@ -8,17 +8,22 @@ from dataclasses import fields, is_dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 
-import torch
 import yaml
 
 from multidense.balancing import Balancing
+from multidense.joining import Collection
+from multidense.models.layers import shapes_only
 from multidense.models.multitask import MultiTask, build_model
 from multidense.objective import Objective
+from multidense.parameters import frozen_names
 from multidense.published import Published
-from multidense.recipe import Discovery, Network, Recipe, readable
+from multidense.recipe import Data, Discovery, Network, Recipe, readable
 from multidense.suggest import nearest
 from multidense.thresholds import rules_for
 from multidense.types import MultidenseError
+
+NAMED = {(Recipe, "networks"): Network, (Data, "collections"): Collection}
+"""Sections that hold several of a kind by name."""
 
 
 def shipped() -> dict[str, Path]:
@@ -70,10 +75,20 @@ def load_recipe(path: Path, overrides: list[str] = ()) -> Recipe:
             settings = parser.parse_args(overrides, namespace=settings)
         recipe = Recipe(**vars(parser.instantiate(settings)))
         _check_networks(recipe)
+        there = {
+            name: replace(one, description=_found(one.description, path), root=_found(one.root, path))
+            for name, one in recipe.data.collections.items()
+        }
+        here = {"description": _found(recipe.data.description, path), "root": _found(recipe.data.root, path)}
         recipe = replace(
             recipe,
-            data=replace(recipe.data, description=_found(recipe.data.description, path), root=_found(recipe.data.root, path)),
+            data=replace(recipe.data, collections=there, **here),
             labels=replace(recipe.labels, file=_found(recipe.labels.file, path)),
+            backbone_options=_with_weights(recipe.backbone_options, path),
+            networks={
+                name: replace(network, options=_with_weights(network.options, path))
+                for name, network in recipe.networks.items()
+            },
         )
     except ArgumentError as error:
         raise MultidenseError(f"{where}: {readable(str(error))}{_meant(str(error), parser)}") from error
@@ -153,10 +168,10 @@ def _check_keys(given: dict, kind: type, file: str, path: str) -> None:
         inner = _section(kind, key)
         if inner and isinstance(value, dict):
             _check_keys(value, inner, file, f"{path}{key}.")
-        elif kind is Recipe and key == "networks" and isinstance(value, dict):
-            for name, network in value.items():
-                if isinstance(network, dict):
-                    _check_keys(network, Network, file, f"networks.{name}.")
+        elif (kind, key) in NAMED and isinstance(value, dict):
+            for name, one in value.items():
+                if isinstance(one, dict):
+                    _check_keys(one, NAMED[kind, key], file, f"{path}{key}.{name}.")
 
 
 def _check_networks(recipe: Recipe) -> None:
@@ -164,12 +179,14 @@ def _check_networks(recipe: Recipe) -> None:
     built: dict[str, MultiTask] = {}
     for name, network in recipe.networks.items():
         kind = repr((network.decoder, network.tasks, network.options))
+        options = recipe.options_of(network)
         if kind not in built:
-            with torch.device("meta"):
+            with shapes_only():
                 built[kind] = build_model(
-                    recipe.backbone, network.decoder, recipe.task_objects(name), recipe.width, **network.options
+                    recipe.backbone, network.decoder, recipe.task_objects(name), recipe.width, initial=False, **options
                 )
         model = built[kind]
+        frozen_names(model, recipe.training.freeze)
         students = [other for other in recipe.networks.values() if name in other.teachers]
         for student in students:
             rules_for(list(model.task_names), recipe.discovery_of(student).threshold, others=list(recipe.tasks))
@@ -199,6 +216,12 @@ def _found(name: str | None, recipe: Path) -> str | None:
         return None
     beside, here = recipe.parent / name, Path(name)
     return str((beside if beside.exists() and not here.exists() else here).resolve())
+
+
+def _with_weights(options: dict, recipe: Path) -> dict:
+    """Settings of a backbone with the file of its weights as a path good from anywhere."""
+    weights = options.get("weights")
+    return options | {"weights": _found(weights, recipe)} if isinstance(weights, str) else options
 
 
 def _meant(message: str, parser) -> str:

@@ -44,17 +44,21 @@ def data_check(arguments: list[str]) -> None:
 
     if options.out and Path(options.out).suffix.lower() not in (".html", ".htm"):
         raise MultidenseError(f"--out should end in .html, found {options.out}")
-    found = _checked(options)
-    print(check_page.text(found))
-    if options.out:
-        check_page.write_page(found, Path(options.out))
-        print(options.out)
-    if found.errors:
+    errors = 0
+    for name, found in _checked(options):
+        print(*([f"\n{name}\n"] if name else []), check_page.text(found), sep="\n")
+        if options.out:
+            page = Path(options.out)
+            page = page.with_stem(f"{page.stem}-{name}") if name else page
+            check_page.write_page(found, page)
+            print(page)
+        errors += found.errors
+    if errors:
         sys.exit(1)
 
 
 def _checked(options: argparse.Namespace):
-    """What a check of a benchmark's copy, or of described files, finds."""
+    """What a check of a benchmark's copy, or of described files, finds; of joined collections of each, after its name."""
     from multidense.config import is_recipe, load_recipe
     from multidense.data.benchmarks import BENCHMARKS
     from multidense.progress import reporter
@@ -71,19 +75,34 @@ def _checked(options: argparse.Namespace):
         kind = BENCHMARKS[options.data]
         wanted = tasks_of(kind, classes=options.classes) if options.classes else None
         told = reporter()
-        return check_benchmark(kind, options.root, options.layout, wanted, options.checksums, options.processes, told)
+        found = check_benchmark(kind, options.root, options.layout, wanted, options.checksums, options.processes, told)
+        return [("", found)]
     if options.layout or options.checksums or options.classes:
         raise MultidenseError(f"--layout, --checksums and --classes are for {', '.join(BENCHMARKS)}")
     from multidense.data.check import NEAR, check
 
     description, root, tasks, path = options.data, options.root, None, Path(options.data)
+    near = NEAR if options.near is None else options.near
     if (path / "recipe.yaml").exists() or is_recipe(path):
         recipe = load_recipe(path if path.is_file() else path / "recipe.yaml")
+        if recipe.data.collections:
+            return _checked_collections(recipe, options, near)
         description, root, tasks = recipe.data.description, root or recipe.data.root, recipe.task_objects()
     if description is None or options.data == "rooms":
         raise MultidenseError(f"{options.data} renders its images and has no files to check; name a description of files")
-    near = NEAR if options.near is None else options.near
-    return check(description, options.splits, tasks, root, options.processes, near, reporter())
+    return [("", check(description, options.splits, tasks, root, options.processes, near, reporter()))]
+
+
+def _checked_collections(recipe, options: argparse.Namespace, near: float):
+    """What the check of each collection finds, by its name; that they fit together is looked at first."""
+    from multidense.data.check import check
+    from multidense.joining import checked_descriptions, joined_reader
+    from multidense.progress import reporter
+
+    recipe = replace(recipe, data=replace(recipe.data, root=options.root or recipe.data.root))
+    joined_reader(recipe, "train")
+    for name, description, tasks, root in checked_descriptions(recipe):
+        yield name, check(description, options.splits, tasks, root, options.processes, near, reporter())
 
 
 def data_convert(arguments: list[str]) -> None:
@@ -138,7 +157,7 @@ def data_show(arguments: list[str]) -> None:
     parser.add_argument("--count", type=int, default=8, help="how many images (default: 8)")
     parser.add_argument("--out", required=True, help="the picture (.png)")
     options = parser.parse_args(arguments)
-    from multidense.data.subset import evenly
+    from multidense.data.joined import spread
     from multidense.evaluation import contact_sheet
     from multidense.types import MultidenseError
 
@@ -147,7 +166,7 @@ def data_show(arguments: list[str]) -> None:
     if Path(options.out).suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise MultidenseError(f"--out should end in .png, .jpg or .webp, found {options.out}")
     reader = _reader(options)
-    contact_sheet(reader, evenly(len(reader), options.count), Path(options.out))
+    contact_sheet(reader, spread(reader, options.count), Path(options.out))
     print(f"{options.out}: image, {', '.join(task.name for task in reader.tasks)}")
 
 

@@ -5,6 +5,8 @@ decoded value is believed where its confidence exceeds the task's threshold (equ
 
     offline   as the paper says: label maps, confidences and features are saved once, and follow the student's augmentation
     online    as the authors' code does: the frozen network runs on the very view the student sees; nothing is stored
+
+Where collections were joined, a task is looked for only on those it is listed for: no other image is even run through it.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import json
 import shutil
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -22,10 +24,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from multidense.data.reader import Reader, batches
+from multidense.data.subset import Subset
 from multidense.files import read_json, write_json, written_aside
 from multidense.models.multitask import MultiTask, weights_hash
 from multidense.progress import Reporter, silent
-from multidense.store import MANIFEST, Discovered, found_by, seen_by, write_confidence, write_features
+from multidense.store import INDEX, MANIFEST, Discovered, found_by, lines, seen_by, write_confidence, write_features
+from multidense.suggest import nearest
 from multidense.thresholds import Confidences, keep, rules_for
 from multidense.types import MultidenseError, Sample
 from multidense.version import __version__
@@ -43,6 +47,7 @@ def discover(
     features: bool = True,
     feature_stride: int = 4,
     calibration: Reader | None = None,
+    collections: Mapping[str, Sequence[str]] | None = None,
     network_folder: Path | None = None,
     reporter: Reporter = silent,
 ) -> Discovered:
@@ -61,6 +66,8 @@ def discover(
         features: whether to save task features and their confidence (float16) for feature supervision.
         feature_stride: how much coarser than the network's own features the saved ones are.
         calibration: labels that stage 1 was not shown; the rule "precision" needs them.
+        collections: where `data` is joined of several: the tasks that are discovered on each, and of which features are saved;
+            on a collection that is not listed, none.
         network_folder: where the teacher is saved, noted in the manifest.
 
     A discovery that was interrupted goes on where it stopped; a folder that holds another network's is refused.
@@ -91,6 +98,7 @@ def discover(
             "discovery.threshold before stage 1 is trained; in the library, pass calibration="
         )
 
+    _check_listed(collections, data)
     folder = Path(tempfile.mkdtemp(prefix="multidense-") if out is None else out)
     request = {
         "version": 1,
@@ -108,6 +116,7 @@ def discover(
         "data": data.provenance(),
         "rules": {name: str(rule) for name, rule in rules.items()},
         "calibration": calibration.provenance() if calibration else None,
+        "collections": None if collections is None else {name: sorted(tasks) for name, tasks in collections.items()},
     }
     if _already_there(folder, request):
         return Discovered.open(folder, teacher)
@@ -116,14 +125,16 @@ def discover(
     with written_aside(folder / "codebooks.safetensors") as beside:
         beside.write_bytes(save({name: book.cpu() for name, book in teacher.codebooks.items()}))
 
+    data = _looked_at(data, names, collections, features)
     if not (folder / "thresholds.json").exists():  # kept, so that both halves of an interrupted discovery have the same ones
-        write_json(folder / "thresholds.json", _thresholds(teacher, data, rules, calibration, reporter))
+        write_json(folder / "thresholds.json", _thresholds(teacher, data, rules, calibration, collections, reporter))
     thresholds = read_json(folder / "thresholds.json")
-    counted = _store(teacher, data, folder, thresholds, request, reporter)
+    entries = _store(teacher, data, folder, thresholds, request, reporter)
     manifest = request | {
         "tasks": {
             task.name: {"spec": task.spec(), "threshold": thresholds[task.name], "rule": str(rules[task.name])}
-            | _shares(task, counted[task.name], data)
+            | _shares(task, entries, data.class_names.get(task.name) or task.group_names)
+            | ({} if collections is None else {"collections": _by_collection(task, entries, collections)})
             for task in teacher.tasks
         }
     }
@@ -132,6 +143,45 @@ def discover(
     if out is None:
         weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
     return found
+
+
+def _check_listed(listed: Mapping[str, Sequence[str]] | None, data: Reader) -> None:
+    """Refuse a list that does not fit the data: needed for joined collections, and for nothing else."""
+    if not data.collections:
+        if listed is not None:
+            raise MultidenseError(f"collections: '{data.name}' is not joined of collections; leave the argument out")
+        return
+    if not listed or not any(listed.values()):
+        raise MultidenseError(
+            f"'{data.name}' is joined of {', '.join(data.collections)}: list with collections which tasks to discover on "
+            f"which, such as {{{data.collections[0]!r}: [{data.tasks[0].name!r}]}}; elsewhere nothing is discovered"
+        )
+    known = [task.name for task in data.tasks]
+    for name, tasks in listed.items():
+        if name not in data.collections:
+            raise MultidenseError(
+                f"collections: there is no {name!r}{nearest(name, data.collections)}; there are {', '.join(data.collections)}"
+            )
+        for task in tasks:
+            if task not in known:
+                raise MultidenseError(
+                    f"collections.{name}: there is no {task!r}{nearest(task, known)}; there are {', '.join(known)}"
+                )
+
+
+def _wanted(data: Reader, index: int, tasks: Iterable[str], listed: Mapping[str, Sequence[str]] | None) -> set[str]:
+    """Those of the tasks that may be looked for on an image."""
+    return set(tasks) if listed is None else set(tasks).intersection(listed.get(data.collection_of(index), ()))
+
+
+def _looked_at(data: Reader, tasks: Sequence[str], listed: Mapping[str, Sequence[str]] | None, features: bool) -> Reader:
+    """The images on which there is something to discover: all, or those of collections with a listed task (for labels alone,
+    one that the image lacks).
+    """
+    if listed is None:
+        return data
+    known = (frozenset() if features else data.annotated(index) for index in range(len(data)))
+    return Subset(data, [index for index, has in enumerate(known) if _wanted(data, index, tasks, listed) - has])
 
 
 def _already_there(folder: Path, request: dict) -> bool:
@@ -150,7 +200,12 @@ def _already_there(folder: Path, request: dict) -> bool:
 
 
 def _thresholds(
-    teacher, data: Reader, rules: Mapping, calibration: Reader | None, reporter: Reporter
+    teacher,
+    data: Reader,
+    rules: Mapping,
+    calibration: Reader | None,
+    listed: Mapping[str, Sequence[str]] | None,
+    reporter: Reporter,
 ) -> dict[str, float | list[float]]:
     """The threshold of each task, from the confidences of the images that lack its label, or of the calibration labels."""
     tasks = {task.name: task for task in teacher.tasks}
@@ -173,7 +228,11 @@ def _thresholds(
         for indices, samples in reporter.track(batches(data, 8, labels=False), "measuring confidence", len(data), size=_images):
             outputs = seen_by(teacher, torch.stack([sample.image for sample in samples]).to(device))
             for name in by_share:
-                lacking = [row for row, index in enumerate(indices) if name not in data.annotated(index)]
+                lacking = [
+                    row
+                    for row, index in enumerate(indices)
+                    if name in _wanted(data, index, [name], listed) - data.annotated(index)
+                ]
                 value, confidence = (found[lacking] for found in found_by(tasks[name], outputs))
                 everywhere = torch.zeros_like(confidence, dtype=torch.long)
                 category = tasks[name].category(value)[:, None] if rules[name].rule == "balanced" else everywhere
@@ -183,20 +242,18 @@ def _thresholds(
     return {name: levels if rules[name].rule == "balanced" else levels[0] for name, levels in found.items()}
 
 
-def _store(teacher, data: Reader, folder: Path, thresholds: Mapping, request: dict, reporter: Reporter) -> dict[str, Tensor]:
-    """Write what was found, image by image; return per task the pixels of each group, found and kept `[groups 2]`.
+def _store(teacher, data: Reader, folder: Path, thresholds: Mapping, request: dict, reporter: Reporter) -> list[dict]:
+    """Write what was found, image by image; return the index: per image and task the pixels of each group, found and kept
+    `[groups 2]`; where collections are joined also its collection and the mean confidence.
 
     `index.jsonl` gets a line when an image's files are in place, so an interrupted discovery knows what is done.
     """
-    tasks = {task.name: task for task in teacher.tasks}
-    counted = {name: torch.zeros(len(task.group_names), 2, dtype=torch.float64) for name, task in tasks.items()}
-    done = _lines_of(folder / "index.jsonl")
-    for entry in done.values():
-        for name, rows in entry["groups"].items():
-            counted[name] += torch.tensor(rows, dtype=torch.float64)
+    tasks, listed = {task.name: task for task in teacher.tasks}, request["collections"]
+    done = _lines_of(folder / INDEX)
+    entries = list(done.values())
     device = next(teacher.parameters()).device
     offline = request["mode"] == "offline"
-    with open(folder / "index.jsonl", "a", encoding="utf-8") as index_file:
+    with open(folder / INDEX, "a", encoding="utf-8") as index_file:
         for indices, samples in reporter.track(batches(data, 8, labels=False), "discovering", len(data), size=_images):
             if all(sample.id in done for sample in samples):
                 continue
@@ -206,32 +263,32 @@ def _store(teacher, data: Reader, folder: Path, thresholds: Mapping, request: di
                 if sample.id in done:
                     continue
                 entry: dict = {"id": sample.id, "groups": {}}
-                for name in sorted(set(tasks) - data.annotated(index)):
+                if listed is not None:
+                    entry |= {"collection": data.collection_of(index), "confidence": {}}
+                wanted = _wanted(data, index, tasks, listed)
+                for name in sorted(wanted - data.annotated(index)):
                     value, confidence = found[name][0][row], found[name][1][row]
                     valid = keep(tasks[name], value, confidence, thresholds[name])
                     if offline:
                         tasks[name].write(folder / name / f"{sample.id}{tasks[name].file_suffix}", value, valid)
                         write_confidence(folder / "confidence" / name / f"{sample.id}.png", confidence)
-                    groups = _group_counts(tasks[name], value, valid)
-                    counted[name] += groups
-                    entry["groups"][name] = groups.tolist()
+                    entry["groups"][name] = _group_counts(tasks[name], value, valid).tolist()
+                    if listed is not None:
+                        entry["confidence"][name] = confidence.double().mean().item()
                 if offline and request["features"]:
-                    write_features(folder / "features" / f"{sample.id}.safetensors", outputs, row, request["feature_stride"])
+                    path = folder / "features" / f"{sample.id}.safetensors"
+                    write_features(path, outputs, row, request["feature_stride"], wanted)
+                entries.append(entry)
                 index_file.write(json.dumps(entry) + "\n")
                 index_file.flush()
-    return counted
+    return entries
 
 
 def _lines_of(path: Path) -> dict[str, dict]:
     """The whole lines of an index by image; a line torn by a kill is dropped, also from the file."""
     if not path.exists():
         return {}
-    entries = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            break
+    entries = list(lines(path))
     with written_aside(path) as beside:
         beside.write_text("".join(json.dumps(entry) + "\n" for entry in entries), encoding="utf-8")
     return {entry["id"]: entry for entry in entries}
@@ -244,19 +301,38 @@ def _group_counts(task, value: Tensor, valid: Tensor) -> Tensor:
     return torch.stack([torch.bincount(groups.flatten(), minlength=many), kept], dim=1).double()
 
 
-def _shares(task, counted: Tensor, data: Reader) -> dict:
-    """The manifest's numbers for one task: images it was found for, share of pixels kept, in all and per class."""
-    names = data.class_names.get(task.name) or task.group_names
-    images = sum(task.name not in data.annotated(index) for index in range(len(data)))
+def _counted(task, entries: Sequence[Mapping]) -> Tensor:
+    """The pixels of each group that were found and kept `[groups 2]`, over these images."""
+    found = [torch.tensor(entry["groups"][task.name], dtype=torch.float64) for entry in entries if task.name in entry["groups"]]
+    return sum(found, torch.zeros(len(task.group_names), 2, dtype=torch.float64))
+
+
+def _shares(task, entries: Sequence[Mapping], names: Sequence[str]) -> dict:
+    """The manifest's numbers for one task: images it was found for, share of pixels kept, in all and per class by name."""
+    counted = _counted(task, entries)
     pixels, kept = counted.sum(0).tolist()
     return {
-        "images": images,
+        "images": sum(task.name in entry["groups"] for entry in entries),
         "kept_share": kept / pixels if pixels else 0.0,
         "classes": {
             name: {"pixels": int(row[0]), "kept": (row[1] / row[0]).item() if row[0] else 0.0}
             for name, row in zip(names, counted, strict=True)
         },
     }
+
+
+def _by_collection(task, entries: Sequence[Mapping], listed: Mapping[str, Sequence[str]]) -> dict[str, dict]:
+    """For each collection that the task is listed for: images it was found for, share of their pixels kept, and the mean
+    confidence before anything was kept (None where nothing was found).
+    """
+    told = {}
+    for name in (name for name, tasks in listed.items() if task.name in tasks):
+        own = [entry for entry in entries if entry["collection"] == name and task.name in entry["groups"]]
+        shares = _shares(task, own, task.group_names)
+        sure = [entry["confidence"][task.name] for entry in own]
+        mean = sum(sure) / len(sure) if sure else None
+        told[name] = {"images": len(own), "kept_share": shares["kept_share"], "confidence": mean}
+    return told
 
 
 def _images(item: tuple[list[int], list[Sample]]) -> int:

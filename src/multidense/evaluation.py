@@ -15,6 +15,7 @@ from multidense import pictures
 from multidense.data import Reader, collate
 from multidense.data.reader import batches
 from multidense.files import write_json, written_aside
+from multidense.meters import Meter
 from multidense.models.cost import count_parameters, multiply_adds
 from multidense.models.multitask import MultiTask, weights_hash
 from multidense.progress import Reporter, silent
@@ -31,7 +32,8 @@ def evaluate(model: MultiTask, data: Reader, *, batch_size: int = 8, reporter: R
     """Score every task that `data` is annotated for, at the size of its samples, without augmentation.
 
     All scores are pooled over pixels (or images, where a score says so) of the whole set, so they do not depend on
-    `batch_size`. Results say nothing of training settings: whoever knows them adds them to `provenance`.
+    `batch_size`; where `data` is joined of collections, `collections` has those of each alone. Results say nothing of training
+    settings: whoever knows them adds them to `provenance`.
     """
     measured = measure(model, data, batch_size=batch_size, reporter=reporter)
     size = tuple(data.load(0, ()).image.shape[-2:])
@@ -58,31 +60,53 @@ def measure(
     device = next(model.parameters()).device
     home = torch.device("cpu") if device.type == "mps" else device  # sums are in double precision, which MPS has not
     tasks = [task.with_codebook(task.codebook.to(home)) if task.codebook is not None else task for task in tasks]
-    meters = {task.name: task.quick_meter() if quick else task.meter() for task in tasks}
-    training, seen = model.training, dict.fromkeys(meters, 0)
+    groups = list(data.collections) or [None]
+    apart = {group: {task.name: task.quick_meter() if quick else task.meter() for task in tasks} for group in groups}
+    images = {group: {task.name: 0 for task in tasks} for group in groups}
+    training = model.training
     model.eval()
-    for _, samples in reporter.track(batches(data, batch_size), "evaluating", len(data), size=lambda item: len(item[0])):
+    for indices, samples in reporter.track(batches(data, batch_size), "evaluating", len(data), size=lambda item: len(item[0])):
+        group = data.collection_of(indices[0])
         batch = collate(samples, tasks).to(device)
         with torch.no_grad():
             outputs = model(batch.image)
-        for name, meter in meters.items():
+        for name, meter in apart[group].items():
             if batch.annotated[name].any():
                 meter.update(outputs.logits[name].to(home), batch.targets[name].to(home))
-                seen[name] += int(batch.annotated[name].sum())
+                images[group][name] += int(batch.annotated[name].sum())
     model.train(training)
 
     scores, further, per_class = {}, {}, {}
+    collections: dict[str, dict[str, float]] = {group: {} for group in data.collections}
     for task in tasks:
-        if not seen[task.name]:
+        having = [group for group in groups if images[group][task.name]]
+        if not having:
             continue
-        computed = meters[task.name].compute()
-        headline = [score.name for score in task.scores if score.name in computed] or list(computed)[:1]
-        scores |= {f"{task.name}.{name}": computed[name] for name in headline}
-        further |= {f"{task.name}.{name}": value for name, value in computed.items() if name not in headline}
-        if hasattr(meters[task.name], "per_class"):
+        for group in having if data.collections else ():
+            told, _ = _told(task, apart[group][task.name])
+            collections[group] |= told
+        meter, *others = (apart[group][task.name] for group in having)
+        for other in others:
+            meter.merge(other.sums)
+        told, rest = _told(task, meter)
+        scores, further = scores | told, further | rest
+        if hasattr(meter, "per_class"):
             names = data.class_names.get(task.name) or task.group_names
-            per_class[task.name] = dict(zip(names, meters[task.name].per_class(), strict=True))
-    return Results(scores=scores, further=further, per_class=per_class, provenance={"images": seen})
+            per_class[task.name] = dict(zip(names, meter.per_class(), strict=True))
+    seen = {task.name: sum(images[group][task.name] for group in groups) for task in tasks}
+    by_collection = {"images_of_collections": {group: images[group] for group in groups}} if data.collections else {}
+    return Results(scores, further, per_class, {"images": seen} | by_collection, collections=collections)
+
+
+def _told(task: Task, meter: Meter) -> tuple[dict[str, float], dict[str, float]]:
+    """The scores that tables have, and the further ones, by `task.score`."""
+    computed = meter.compute()
+    headline = [score.name for score in task.scores if score.name in computed] or list(computed)[:1]
+    named = {name: {f"{task.name}.{name}": value} for name, value in computed.items()}
+    scores: dict[str, float] = {}
+    for name in headline:
+        scores |= named.pop(name)
+    return scores, {name: value for each in named.values() for name, value in each.items()}
 
 
 def prediction_pictures(model: MultiTask, data: Reader, indices: Sequence[int], folder: Path) -> None:

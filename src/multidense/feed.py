@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,6 +18,8 @@ from multidense.types import Batch, Sample
 
 SECOND_VIEW = 1 << 32
 """Added to the seed of augmentation for an image's second view."""
+AGAIN = 1 << 40
+"""Added to it each further time that an image comes in one epoch."""
 
 
 class Feed:
@@ -44,15 +48,16 @@ class Feed:
         return -(-len(self.views[0]) // self.size)
 
     def order(self, epoch: int) -> list[int]:
-        """The order of the images in an epoch."""
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.views[0])).tolist()
+        """The order of the images in an epoch, as their reader has it."""
+        return self.views[0].order(self.seed, epoch)
 
     def batches(self, epoch: int, first: int, fabric, views: int | None = None) -> Iterator[tuple[list[Batch], Share]]:
         """The steps of an epoch from step `first` on: a batch for each view, of this process's images."""
         chosen = self.views[:views]
         for view in chosen:
             view.set_epoch(epoch)
-        indices, shares = parts(self.order(epoch)[first * self.size :], self.size, fabric.global_rank, fabric.world_size)
+        drawn = numbered(self.order(epoch))[first * self.size :]
+        indices, shares = parts(drawn, self.size, fabric.global_rank, fabric.world_size)
         loader = DataLoader(
             _Views(chosen),
             batch_sampler=indices,
@@ -64,7 +69,20 @@ class Feed:
             yield [batch.to(fabric.device) for batch in batches], share
 
 
-def parts(order: Sequence[int], size: int, rank: int, world: int) -> tuple[list[list[int]], list[Share]]:
+def numbered(order: Sequence[int]) -> list[tuple[int, int]]:
+    """Each image with how often it came before in this order."""
+    seen: Counter[int] = Counter()
+    drawn = []
+    for index in order:
+        drawn.append((index, seen[index]))
+        seen[index] += 1
+    return drawn
+
+
+T = TypeVar("T")
+
+
+def parts(order: Sequence[T], size: int, rank: int, world: int) -> tuple[list[list[T]], list[Share]]:
     """Of every `size` images in their order, those of process `rank` of `world`, as evenly as they can be divided.
 
     An empty part is one image that does not count.
@@ -76,7 +94,7 @@ def parts(order: Sequence[int], size: int, rank: int, world: int) -> tuple[list[
 
 
 class _Views(Dataset):
-    """Each image as often as there are views of it."""
+    """Each image as often as there are views of it; its augmentation is another one each time that it comes in an epoch."""
 
     def __init__(self, views: Sequence[Augmented]):
         self.views = views
@@ -84,8 +102,18 @@ class _Views(Dataset):
     def __len__(self) -> int:
         return len(self.views[0])
 
-    def __getitem__(self, index: int) -> list[Sample]:
-        return [view[index] for view in self.views]
+    def __getitem__(self, drawn: tuple[int, int]) -> list[Sample]:
+        index, before = drawn
+        return [_again(view, before)[index] for view in self.views]
+
+
+def _again(view: Augmented, before: int) -> Augmented:
+    """The view with the draws of an image that came `before` so many times; the epoch stays shared."""
+    if not before:
+        return view
+    other = copy.copy(view)
+    other.seed = view.seed + AGAIN * before
+    return other
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import yaml
 
 from multidense.balancing import Balancing
 from multidense.files import plain, write_text
+from multidense.joining import Collection, check_collections
 from multidense.models.backbones import BACKBONES
+from multidense.models.backbones.external import PREFIX as ZOO
 from multidense.models.decoders import DECODERS
 from multidense.objective import Objective
 from multidense.published import Published
@@ -28,9 +30,14 @@ class Data:
     """Where images and labels come from.
 
     Args:
-        reader: "rooms" renders its own; "folder" reads what a description says; the others are benchmarks.
+        reader: "rooms" renders its own; "folder" reads what a description says; "joined" several such; the others are
+            benchmarks.
         description: of the folder reader: a YAML file, relative to the recipe or to where the command is run.
-        root: where a benchmark lies; or the described files, if not where the description says.
+        root: where a benchmark lies; or the described files, if not where the description says; of "joined" the folder that
+            has one for each collection, by its name.
+        collections: of the reader "joined": the data sets by name.
+        sampling: of the reader "joined": how an epoch is shared out between the collections: by their "size", "equal", by the
+            root of their sizes ("sqrt"), or a share for each by name.
         layout: of a benchmark: which of the layouts that copies have; left out, it is found out.
         options: further settings of a benchmark's layout.
         size: height and width that everything is resized to; left out, images keep theirs.
@@ -40,9 +47,11 @@ class Data:
         cache: folder in which rendered rooms are kept.
     """
 
-    reader: Literal["rooms", "folder", "nyuv2", "cityscapes", "pascal-context"] = "rooms"
+    reader: Literal["rooms", "folder", "joined", "nyuv2", "cityscapes", "pascal-context"] = "rooms"
     description: str | None = None
     root: str | None = None
+    collections: dict[str, Collection] = field(default_factory=dict)
+    sampling: dict[str, float] | str = "size"
     layout: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     size: tuple[int, int] | None = None
@@ -87,6 +96,7 @@ class Discovery:
         features: whether features are found too, for feature supervision.
         feature_stride: how much coarser than the network's own the saved features are.
         calibration: share of the labels that stage 1 does not see; the rule "precision" is measured on them.
+        collections: of joined collections: the tasks that are discovered on each; on one that is not listed, none.
     """
 
     mode: Literal["offline", "online"] = "offline"
@@ -96,6 +106,7 @@ class Discovery:
     features: bool = True
     feature_stride: int = 4
     calibration: float = 0.1
+    collections: dict[str, list[str]] | None = None
 
     def __post_init__(self):
         if not isinstance(self.threshold, dict):
@@ -118,6 +129,7 @@ class Network:
         discovery: how its labels are discovered, in place of the recipe's settings.
         full_labels: whether it sees every label there is, hidden ones too: the reference for what labels could bring.
         tasks: names of its tasks; left out, all of the recipe's.
+        collections: of joined collections: those it is trained on; left out, all. It is scored on all.
         options: settings of backbone and decoder.
         objective: weights of the loss terms, where they differ from the training's.
         balancing: how task losses are balanced, in place of the training's way.
@@ -130,6 +142,7 @@ class Network:
     discovery: Discovery | None = None
     full_labels: bool = False
     tasks: list[str] | None = None
+    collections: list[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     objective: Objective | None = None
     balancing: Balancing | None = None
@@ -152,7 +165,9 @@ class Recipe:
         baseline: the network that `delta_mtl` compares with.
         data: images and labels.
         labels: which labels training may use.
-        backbone: name of the backbone of all networks.
+        backbone: name of the backbone of all networks; "timm/NAME" is any network of the package timm.
+        backbone_options: settings of the backbone for all networks, such as weights: FILE (relative to the recipe or to where
+            the command is run); those of a network come first.
         width: of the backbone; 1 is full size.
         training: how networks are trained.
         discovery: how labels are discovered.
@@ -170,6 +185,7 @@ class Recipe:
     data: Data = field(default_factory=Data)
     labels: Labels = field(default_factory=Labels)
     backbone: str = "segnet"
+    backbone_options: dict[str, Any] = field(default_factory=dict)
     width: float = 1.0
     training: Training = field(default_factory=Training)
     discovery: Discovery = field(default_factory=Discovery)
@@ -180,7 +196,8 @@ class Recipe:
     gpu_hours: float | None = None
 
     def __post_init__(self):
-        self._known("backbone", self.backbone, BACKBONES)
+        if not self.backbone.startswith(ZOO):
+            self._known("backbone", self.backbone, BACKBONES)
         for name in self.tasks:
             self._known("tasks", name, TASKS)
         for name, network in self.networks.items():
@@ -234,6 +251,7 @@ class Recipe:
         for name in ("train", "val"):
             if (getattr(self.data, name) or 1) < 1:
                 raise MultidenseError(f"data.{name} must be at least 1, found {getattr(self.data, name)}")
+        check_collections(self)
         if self.data.reader == "folder" and not self.data.description:
             raise MultidenseError("data: the folder reader needs data.description, a YAML file that says where things are")
 
@@ -254,6 +272,10 @@ class Recipe:
     def discovery_of(self, network: Network) -> Discovery:
         """How the labels of a network are discovered."""
         return network.discovery or self.discovery
+
+    def options_of(self, network: Network) -> dict[str, Any]:
+        """Settings of the backbone and the decoder of a network."""
+        return self.backbone_options | network.options
 
     def training_of(self, network: Network) -> Training:
         """How a network is trained: as all of them, but for what it says itself."""

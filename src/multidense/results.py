@@ -27,6 +27,7 @@ class Results:
     `delta_mtl` is taken. `further` holds more of the same kind; `per_class` maps task to class name to IoU in per cent.
     `provenance` says which data, labels, settings, seed, versions and machine; `cost` has parameters, multiply–adds, seconds
     and memory. `beside` has what other rules than the last epoch would have told, by rule (see `other_rules`).
+    `collections` has the scores, by `task.score`, over each of several joined data sets alone.
     """
 
     scores: Mapping[str, float]
@@ -35,6 +36,7 @@ class Results:
     provenance: Mapping = field(default_factory=dict)
     cost: Mapping[str, float] = field(default_factory=dict)
     beside: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    collections: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def save(self, path: Path) -> None:
         """Write JSON, whole or not at all; a score that is not a number is written as null."""
@@ -47,7 +49,8 @@ class Results:
         known = set(cls.__dataclass_fields__)
         if "scores" not in data or not set(data) <= known:
             raise MultidenseError(f"{path} is not a results file: expected the keys {', '.join(sorted(known))}")
-        numbers = {key: _nan_for_null(data[key]) for key in ("scores", "further", "per_class", "cost", "beside") if key in data}
+        parts = ("scores", "further", "per_class", "cost", "beside", "collections")
+        numbers = {key: _nan_for_null(data[key]) for key in parts if key in data}
         return cls(**data | numbers)
 
     def __str__(self) -> str:

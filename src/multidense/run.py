@@ -18,13 +18,15 @@ from pathlib import Path
 import torch
 
 from multidense import evaluation
-from multidense.checkpoint import differences
+from multidense.checkpoint import State, differences
 from multidense.config import load_recipe
 from multidense.curves import read_history
 from multidense.data import Folder, Reader, Rooms, partial
+from multidense.data.joined import Listed, spread
 from multidense.data.subset import Subset, Tasks, evenly
 from multidense.discovery import discover
 from multidense.files import read_json, write_json
+from multidense.joining import check_labelled, joined_reader, of_collections
 from multidense.models.multitask import MultiTask, build_model, load_model
 from multidense.progress import Reporter, silent
 from multidense.quality import judge, on_training_images
@@ -34,7 +36,7 @@ from multidense.results import Results, delta_mtl, other_rules
 from multidense.side_by_side import train_side_by_side
 from multidense.store import MANIFEST, Discovered
 from multidense.tokens import write_tokens
-from multidense.train import fit
+from multidense.train import INITIAL_WEIGHTS, fit
 from multidense.types import MultidenseError
 
 
@@ -100,6 +102,7 @@ class Run:
         """What a network trains on, and the labels withheld from it for calibration (None where nothing is calibrated)."""
         settings = self.recipe.networks[network]
         shown, withheld = partial.full(self.everything) if settings.full_labels else self.train, None
+        shown = of_collections(shown, settings.collections)
         for found in {
             key: self.recipe.discovery_of(n) for key, n in self.recipe.networks.items() if network in n.teachers
         }.values():
@@ -107,8 +110,11 @@ class Run:
                 shown, withheld = partial.hold_out(shown, found.calibration, seed=self.recipe.labels.seed)
         if settings.tasks:
             shown = Tasks(shown, settings.tasks)
-            if not settings.teachers:  # without discovered labels, an image without a label would teach nothing
-                shown = Subset(shown, [index for index in range(len(shown)) if shown.annotated(index)])
+        if settings.collections:
+            check_labelled(self.recipe, network, shown)
+        if (settings.tasks or settings.collections) and not settings.teachers:
+            # Without discovered labels, an image without a label would teach nothing.
+            shown = Subset(shown, [index for index in range(len(shown)) if shown.annotated(index)])
         return shown, withheld
 
     # Stages -----------------------------------------------------------------------------------------------------------
@@ -131,9 +137,20 @@ class Run:
             torch.set_num_threads(recipe.training.threads)
         found = [self.discover(teacher, reporter, student=name) for teacher in settings.teachers]
         training = recipe.training_of(settings)
+        begun = any((place / kept).exists() for kept in ("model", State.file))  # its weights take the place of the first ones
         model = build_model(
-            recipe.backbone, settings.decoder, recipe.task_objects(name), recipe.width, seed=recipe.seed, **settings.options
+            recipe.backbone,
+            settings.decoder,
+            recipe.task_objects(name),
+            recipe.width,
+            seed=recipe.seed,
+            initial=not begun,
+            **recipe.options_of(settings),
         )
+        weights = getattr(model.backbone, "fit", None)
+        if weights is not None:
+            with reporter.work("backbone weights", len(weights.loaded)) as advance:
+                advance(len(weights.loaded), weights.told())
         model = fit(
             model,
             self.labels_of(name)[0],
@@ -150,7 +167,8 @@ class Run:
             for data, indices in self._pictured():
                 evaluation.prediction_pictures(model, data, indices, place / "pictures")
         if not (place / "training_images.json").exists():
-            told = on_training_images(model, self.labels_of(name)[0], self.everything, reporter=reporter)
+            truth = of_collections(self.everything, settings.collections)
+            told = on_training_images(model, self.labels_of(name)[0], truth, reporter=reporter)
             if told:
                 write_json(place / "training_images.json", told)
         if not (place / "results.json").exists():  # written last: it says that all of this network is done
@@ -170,6 +188,8 @@ class Run:
             "labels": self._labels_told(name),
             "settings": json.loads(json.dumps(asdict(self.recipe))),
         }
+        if (self.folder / name / INITIAL_WEIGHTS).exists():
+            provenance["initial_weights"] = read_json(self.folder / name / INITIAL_WEIGHTS)
         cost = read_json(self.folder / name / "cost.json") if (self.folder / name / "cost.json").exists() else {}
         curve = self.folder / name / "history.csv"
         beside = other_rules(read_history(curve)) if curve.exists() else {}
@@ -295,13 +315,15 @@ class Run:
         return {"gpu": "cuda"}.get(wanted, wanted)
 
     def _pictured(self) -> list[tuple[Reader, list[int]]]:
-        return [(data, evenly(len(data), self.recipe.pictures)) for data in (self.val, self.everything)]
+        return [(data, spread(data, self.recipe.pictures)) for data in (self.val, self.everything)]
 
     def _judge_discovery(self, found: Discovered, reporter: Reporter) -> None:
         """How good the found labels are where labels were hidden, for the report; in short, also into the manifest."""
         if (found.folder / "quality.json").exists():
             return
-        told = judge(found.teacher, self.train, self.everything, found.thresholds, reporter=reporter)
+        listed = found.manifest.get("collections")
+        truth = self.everything if listed is None else Listed(self.everything, listed)
+        told = judge(found.teacher, self.train, truth, found.thresholds, reporter=reporter)
         for name, entry in told.items():
             found.manifest["tasks"][name] |= {key: entry[key] for key in ("precision", "coverage", "tolerance")}
         if told:
@@ -309,9 +331,8 @@ class Run:
             write_json(found.folder / "quality.json", told)  # written last: it says that both are done
 
     def _picture_discovery(self, found: Discovered) -> None:
-        evaluation.discovered_pictures(
-            found, self.everything, evenly(len(self.everything), self.recipe.pictures), found.folder / "pictures"
-        )
+        shown = spread(self.everything, self.recipe.pictures)
+        evaluation.discovered_pictures(found, self.everything, shown, found.folder / "pictures")
 
     def _render_once(self) -> None:
         """Rooms are rendered before several processes would each render them."""
@@ -335,7 +356,9 @@ def reader_of(recipe: Recipe, split: str) -> Reader:
     data, tasks, wanted = recipe.data, recipe.task_objects(), getattr(recipe.data, split, None)
     if data.reader == "rooms":
         return Rooms(tasks, split, size=data.size or (48, 64), length=wanted, seed=data.seed, cache=data.cache)
-    if data.reader == "folder":
+    if data.reader == "joined":
+        reader = joined_reader(recipe, split)
+    elif data.reader == "folder":
         reader = Folder(data.description, split, tasks=tasks, size=data.size, root=data.root)
     elif data.root is None:
         raise MultidenseError(

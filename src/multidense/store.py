@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -21,6 +23,8 @@ from multidense.thresholds import keep
 from multidense.types import Batch, FeatureTarget, MultidenseError, Outputs, Sample, Target
 
 MANIFEST = "manifest.json"
+INDEX = "index.jsonl"
+"""A line for each image that was looked at: its id, what was found of each task, and the collection it belongs to."""
 
 
 class Discovered:
@@ -35,6 +39,9 @@ class Discovered:
             from_spec(entry["spec"]).with_codebook(self.codebooks.get(name)) for name, entry in manifest["tasks"].items()
         )
         self.thresholds = {name: entry["threshold"] for name, entry in manifest["tasks"].items()}
+        self._collection_of = {}
+        if manifest.get("collections") is not None:
+            self._collection_of = {entry["id"]: entry["collection"] for entry in lines(self.folder / INDEX)}
 
     @classmethod
     def open(cls, folder: Path, teacher: MultiTask | None = None) -> Discovered:
@@ -59,7 +66,15 @@ class Discovered:
             "weighting": self.manifest["weighting"],
             "features": self.manifest["features"],
             "feature_stride": self.manifest["feature_stride"],
+            "collections": self.manifest.get("collections"),
         }
+
+    def wanted(self, image_id: str) -> frozenset[str]:
+        """The tasks that an image may be taught: all, or where collections were joined those listed for its collection."""
+        listed = self.manifest.get("collections")
+        if listed is None:
+            return frozenset(task.name for task in self.tasks)
+        return frozenset(listed.get(self._collection_of.get(image_id), ()))
 
     def attach(self, reader: Reader) -> Reader:
         """The reader with what was found beside each sample, before any augmentation."""
@@ -83,7 +98,9 @@ class Discovered:
             weight = confidence if self.manifest["weighting"] == "confidence" else None
             discovered[task.name] = Target(torch.where(valid, value, inside.value), valid, weight, soft)
             if self.manifest["features"] and task.name in outputs.features:
-                features[task.name] = FeatureTarget(outputs.features[task.name], feature_confidence(task.name, outputs))
+                taught = torch.tensor([task.name in self.wanted(one) for one in batch.ids], device=batch.clean.device)
+                trust = feature_confidence(task.name, outputs) * taught[:, None, None, None]
+                features[task.name] = FeatureTarget(outputs.features[task.name], trust)
         return replace(batch, discovered=discovered, features=features)
 
     def label(self, task: str, image_id: str) -> Target | None:
@@ -102,10 +119,11 @@ class Discovered:
         path = self.folder / "features" / f"{image_id}.safetensors"
         if not self.manifest["features"] or not path.exists():
             return {}
-        stored = load_file(path)
-        stride = self.manifest["feature_stride"]
+        with safe_open(path, "pt") as file:
+            own = int(file.metadata()["stride"])
+            stored = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 (no mapping)
         return {
-            name: FeatureTarget(stored[name].float(), stored[f"{name}.confidence"].float(), stride)
+            name: FeatureTarget(stored[name], stored[f"{name}.confidence"], own * self.manifest["feature_stride"], own)
             for name in (task.name for task in self.tasks)
             if name in stored
         }
@@ -122,6 +140,7 @@ class _Attached(Wrapped):
         sample = self.reader.load(index, tasks)
         size = tuple(sample.image.shape[-2:])
         known = {task.name for task in self.tasks}
+        known &= self.found.wanted(sample.id)
         missing = [task for task in self.found.tasks if task.name in known - self.annotated(index)]
         if self.found.manifest["mode"] == "online":
             everywhere = torch.ones(1, *size, dtype=torch.bool)
@@ -171,12 +190,38 @@ def write_confidence(path: Path, confidence: Tensor) -> None:
         Image.fromarray((confidence[0] * 255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()).save(beside)
 
 
-def write_features(path: Path, outputs: Outputs, row: int, stride: int) -> None:
-    tensors = {}
-    for name, features in outputs.features.items():
+def lines(path: Path) -> Iterator[dict]:
+    """The whole lines of an index; one that a kill tore off, and what follows it, is left out."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def write_features(path: Path, outputs: Outputs, row: int, stride: int, tasks: Container[str]) -> None:
+    """The features of these tasks for one image of a batch, and the trust in them, pooled by `stride`.
+
+    The file says how much coarser than the image they were before.
+    """
+    tensors, own = {}, 1
+    for name, features in ((name, features) for name, features in outputs.features.items() if name in tasks):
+        own = stride_of(features, tuple(outputs.logits[name].shape[-2:]))
         tensors[name] = pool(features[row : row + 1], stride)[0].half().cpu().contiguous()
         trust = feature_confidence(name, outputs)[row : row + 1]
         tensors[f"{name}.confidence"] = pool(trust, stride)[0].half().cpu().contiguous()
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_aside(path) as beside:
-        beside.write_bytes(save(tensors))
+        beside.write_bytes(save(tensors, {"stride": str(own)}))
+
+
+def stride_of(maps: Tensor, size: tuple[int, int]) -> int:
+    """How much coarser than an image of `size` maps `[b c h w]` are: a power of two, as of every backbone here."""
+    found = tuple(maps.shape[-2:])
+    for stride in (1, 2, 4, 8, 16, 32, 64):
+        if found == tuple(-(-side // stride) for side in size):
+            return stride
+    raise MultidenseError(
+        f"features are saved at 1, 2, 4 … 64 times the stride of an image, found maps of {found[0]} × {found[1]} for an image "
+        f"of {size[0]} × {size[1]}: set discovery.features to false, or discovery.mode to online"
+    )

@@ -215,10 +215,13 @@ def markdown(page: Mapping) -> str:
             pieces += [f"{run.label}: {run.labels['images']} images; {known}.", label_table(run.labels["bars"])]
     pieces += ["## Scores", *notes.get("scores", []), page["scores"]]
     pieces += [piece for heading, table in page["means"] for piece in (f"### Mean ± deviation: {heading}", table)]
+    pieces += [piece for name, table in page["collections"] for piece in (f"### On the collection {name} alone", table)]
     pieces += ["### Further scores", page["further"]] if page["further"].columns else []
     pieces += [piece for task, table in page["classes"] for piece in (f"### IoU of each class, %: {task}", table)]
     pieces += ["## Discovered labels", *notes.get("discovered", [])] if page["discovered"] or "discovered" in notes else []
     pieces += [piece for run, table in page["discovered"] for piece in (run.label, table)]
+    for run, table in page["discovered_apart"]:
+        pieces += [f"On each collection ({run.label}); what is not listed is not discovered there:", table]
     if page["quality"]:
         quality = page["quality"]
         pieces += ["## How good the discovered labels are", *notes.get("quality", [])]
