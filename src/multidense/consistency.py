@@ -30,6 +30,7 @@ from multidense.chance import Drawing
 from multidense.models.backbones.segnet import DEPTHS, WIDTHS
 from multidense.models.layers import conv3x3, initialise_convolutions
 from multidense.ops import Geometry, resize
+from multidense.processes import world
 from multidense.task import Task, at_least_single
 from multidense.types import Batch, MultidenseError, Outputs, Target
 
@@ -89,6 +90,8 @@ class XTC(Drawing):
         if self.mapping is None:
             return {"consistency": nothing}
         feature = self._feature(model, batch, output)  # in every process, whatever its images are labelled for
+        if world() > 1:  # BatchNorm sums over the processes backward too, so all of them pass through every task's branch
+            nothing = sum((0 * logits[:, 0, 0, 0] for logits in output.logits.values()), nothing)
         pairs = ordered_pairs(self.task_names, batch)
         if not pairs:
             return {"consistency": nothing}
