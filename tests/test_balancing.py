@@ -205,6 +205,29 @@ def test_lps_weighs_by_level_then_by_how_little_fell_and_its_weights_reach_the_g
     assert slopes(method, losses) == pytest.approx([p * w for p, w in zip(plain, wanted, strict=True)])
 
 
+def test_lps_trains_by_the_weighted_sum_of_the_gradients_of_the_log_losses():
+    """Through the whole backward, on every parameter: not by their plain sum, whatever the weights are."""
+    bench = Bench()
+    bench.net.double()
+    bench.image = bench.image.double()
+    bench.targets = {name: target.double() for name, target in bench.targets.items()}
+    method = balancer("lps")
+    for means in ({"one": 2.0, "two": 3.0, "three": 5.0}, {"one": 1.9, "two": 2.0, "three": 4.9}):
+        method.epoch_end(means)
+    weight = dict(method.told())
+    assert len(set(weight.values())) == 3
+    found, plain = bench.gradients(method), bench.gradients(balancer("log-sum"))
+    wanted = {key: torch.zeros_like(parameter) for key, parameter in bench.net.named_parameters()}
+    for name, loss in bench.losses().tasks.items():
+        log = torch.log(1 + EPSILON + loss)
+        parts = torch.autograd.grad(log, list(bench.net.parameters()), retain_graph=True, materialize_grads=True)
+        for key, part in zip(wanted, parts, strict=True):
+            wanted[key] += weight[name] * part / len(NAMES)
+    for key, gradient in found.items():
+        assert torch.allclose(gradient, wanted[key], rtol=1e-9, atol=1e-9), key
+        assert not torch.allclose(gradient, plain[key], rtol=1e-2, atol=0), key
+
+
 def test_lps_has_a_lower_limit():
     method = balancer("lps", min_weight=0.25)
     method.epoch_end({"one": 1.0, "two": 1.0, "three": 1.0})

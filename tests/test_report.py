@@ -311,6 +311,35 @@ def test_histories_leave_out_what_is_no_number(run):
     }
 
 
+def curves_section(html: str) -> str:
+    start = html.index('<section id="curves">')
+    return html[start : html.index("</section>", start)]
+
+
+def test_weights_that_move_have_a_plot_with_a_line_for_each_task(run):
+    courses = {"mtl": ("1,1", "1,1"), "hitts": ("1,1", "1.5,0.5"), "student": (",0.25", ",0.75")}
+    for folder, (first, second) in courses.items():
+        header = "epoch,step,lr,loss,weight.classes,weight.<range>"
+        write(run / folder / "history.csv", f"{header}\n1,9,0.1,3,{first}\n2,18,0.1,2,{second}\n")
+    section = curves_section(pages(write_report([run]))[0])
+    assert "Loss term: weight" not in section
+    figures = section[section.index("<h3>Weights of the losses</h3>") :]
+    found = re.findall(r"<figcaption>(.*?)</figcaption>.*?</figure>", figures, re.DOTALL)
+    assert found == ["HiTTs", "HiTTs + discovered labels"], "the weights of the other stay as they are"
+    plots = figures.split("<figure")[1:]
+    assert re.findall(r"<title>(.*?)</title>", plots[0]) == ["classes: 1.5 at epoch 2", "&lt;range&gt;: 0.5 at epoch 2"]
+    assert re.findall(r"<title>(.*?)</title>", plots[1]) == ["&lt;range&gt;: 0.75 at epoch 2"]
+    legend = dict(re.findall(r'<li class="(c\d) d0">.*</svg>(.*?)</li>', figures))
+    assert legend == {"c1": "classes", "c2": "&lt;range&gt;"}
+    assert re.findall(r'<g class="(c\d)', plots[1]) == ["c2"], "a task has its colour in every plot"
+
+
+def test_runs_without_weights_that_move_have_no_figure_of_them(run):
+    header = "epoch,step,lr,loss,weight.classes"
+    write(run / "mtl/history.csv", f"{header}\n1,9,0.1,3,1\n2,18,0.1,2,1\n")
+    assert "Weights of the losses" not in pages(write_report([run]))[0]
+
+
 @pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3.0, 40.0), (0.412, 0.413), (1e4, 3e6), (5.0, 5.0)])
 def test_ticks_are_few_and_inside(low, high):
     ticks = nice_ticks(low, high, 5)

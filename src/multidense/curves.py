@@ -11,6 +11,8 @@ from pathlib import Path
 WIDTH, HEIGHT = 348, 200
 LEFT, RIGHT, TOP, BOTTOM = 56, 14, 10, 28
 NOT_PLOTTED = ("epoch", "step", "lr")
+WEIGHT = "weight."
+"""What columns begin with that say how much the loss of a task weighs."""
 
 History = Mapping[str, Sequence[tuple[float, float]]]
 """Column name to its (epoch, value) pairs."""
@@ -68,7 +70,7 @@ def read_history(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 def plot_groups(histories: Sequence[tuple[str, int, int, History]]) -> list[tuple[str, list[Plot]]]:
     """Small multiples of (title, colour, dash, history): total loss and validation scores, then a group for each term."""
-    names = list(dict.fromkeys(name for *_, history in histories for name in history))
+    names = list(dict.fromkeys(name for *_, history in histories for name in history if not name.startswith(WEIGHT)))
     names.sort(key=lambda name: name.count(".") > 0 and not name.startswith("val."))
     groups: dict[str, list[Plot]] = {}
     for name in names:
@@ -78,6 +80,22 @@ def plot_groups(histories: Sequence[tuple[str, int, int, History]]) -> list[tupl
         courses = [(*known, history[name]) for *known, history in histories if history.get(name)]
         groups.setdefault(heading, []).append(_plot(title, courses))
     return list(groups.items())
+
+
+def weight_plots(histories: Sequence[tuple[str, History]]) -> tuple[list[tuple[str, int, int]], list[Plot]]:
+    """The weights of the losses: of each (title, history) in which any moves a plot with a line a task.
+
+    The first is the legend of all of them: task, colour, dash.
+    """
+    found = [
+        (title, {name.removeprefix(WEIGHT): pairs for name, pairs in history.items() if name.startswith(WEIGHT)})
+        for title, history in histories
+    ]
+    moving = [(title, weights) for title, weights in found if any(map(_moves, weights.values()))]
+    tasks = dict.fromkeys(task for _, weights in moving for task in weights)
+    drawn = {task: ((place + 1) % 6, place // 6) for place, task in enumerate(tasks)}
+    plots = [_plot(title, [(task, *drawn[task], pairs) for task, pairs in weights.items()]) for title, weights in moving]
+    return [(task, *look) for task, look in drawn.items()], plots
 
 
 def nice_ticks(low: float, high: float, most: int) -> list[float]:
@@ -140,6 +158,10 @@ def _plot(title: str, courses: Sequence[Course]) -> Plot:
         [(across(tick), f"{tick:g}") for tick in epoch_ticks],
         [(up(tick), f"{tick:.4g}") for tick in nice_ticks(low, high, 5)],
     )
+
+
+def _moves(pairs: Sequence[tuple[float, float]]) -> bool:
+    return len({value for _, value in pairs}) > 1
 
 
 def _scales(first: float, last: float, low: float, high: float) -> tuple[Callable[[float], float], Callable[[float], float]]:

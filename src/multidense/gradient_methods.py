@@ -63,6 +63,9 @@ class GradientMethod(Balancer):
         if tasks:  # else only the settings are looked at, and a recipe may be read without the package
             self._check()
 
+    def told(self) -> Mapping[str, float]:
+        return dict(self.weight)
+
     def backward(self, losses: Losses, trunk: Trunk, run: Callable[[Tensor], None]) -> Float[Tensor, ""]:
         step = self._on_features if self.on == "features" else self._on_parameters
         if losses.tasks:

@@ -16,7 +16,7 @@ from statistics import mean
 
 import jinja2
 
-from multidense import curves, quality_figures, tables, token_figures
+from multidense import collection_tables, curves, quality_figures, tables, token_figures
 from multidense.files import read_json, write_text
 from multidense.pictures import file_url
 from multidense.results import Results, check_same_protocol, delta_mtl, first_difference
@@ -165,7 +165,9 @@ def _run(path: Path, data: Mapping, label: str, titles: list[str], dash: int, se
 def _results(file: Path) -> Results:
     loaded = Results.load(file)
     classes = {task: numbers(shares) for task, shares in loaded.per_class.items()}
-    return Results(numbers(loaded.scores), numbers(loaded.further), classes, dict(loaded.provenance), numbers(loaded.cost))
+    apart = {name: numbers(scores) for name, scores in loaded.collections.items()}
+    numbered = numbers(loaded.scores), numbers(loaded.further), classes, dict(loaded.provenance), numbers(loaded.cost)
+    return Results(*numbered, collections=apart)
 
 
 def _labels(file: Path) -> dict:
@@ -197,13 +199,16 @@ def describe(runs: Sequence[Run]) -> dict:
         "gains": [(entry, percent(entry.gain)) for entry in rows if not math.isnan(entry.gain)],
         "scores": scores,
         "means": [(heading, table) for heading, table, _ in seeds],
+        "collections": collection_tables.score_tables(rows),
         "further": tables.score_table(rows, lambda results: results.further),
         "classes": tables.class_tables(rows),
         "splits": _splits(runs, list(dict.fromkeys(column.group for column in scores.columns))),
         "discovered": [(run, tables.discovered_table(run.manifest["tasks"])) for run in runs if run.manifest],
+        "discovered_apart": [(run, table) for run in runs if (table := collection_tables.discovered_table(run.manifest))],
         "quality": quality_figures.figures(runs),
         "tokens": token_figures.figures(runs, _students(runs)),
         "plots": curves.plot_groups([(each.label, each.colour, each.dash, each.history) for each in entries]),
+        "weights": curves.weight_plots([(each.label, each.history) for each in entries]),
         "frame": curves,
         "cost": tables.cost_table(rows),
         "time_with_teacher": _time_with_teacher(runs),
