@@ -74,7 +74,11 @@ class Balancer(nn.Module):
 
     What a balancer remembers lies in `memory`, plain numbers by task, and comes and goes with its `state_dict`. Parameters of
     its own see the losses of the whole batch, so their gradients are equal in all processes and are not summed.
+
+    `differentiates_features` says that it asks for gradients of the backbone's maps, even where the backbone is frozen.
     """
+
+    differentiates_features = False
 
     def __init__(self, tasks: Sequence[str]):
         super().__init__()

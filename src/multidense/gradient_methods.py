@@ -59,6 +59,7 @@ class GradientMethod(Balancer):
         self.on = self.options.pop("on", "parameters")
         if self.on not in ("parameters", "features"):
             raise ValueError(f"balancing.options.on of {method} should be 'parameters' or 'features', found {self.on!r}")
+        self.differentiates_features = self.on == "features"
         self.weight: dict[str, float] = {}
         if tasks:  # else only the settings are looked at, and a recipe may be read without the package
             self._check()

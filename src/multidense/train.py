@@ -245,7 +245,7 @@ def train_loop(
         model = synchronised(copy.deepcopy(model))  # what a spawned process is sent lies in memory that all of them share
     beside = _beside(model, settings).to(next(model.parameters()).dtype).to(fabric.device)
     balancer, regularizers = beside["balancer"], beside["regularizers"]
-    frozen = Frozen(model, settings.freeze, features=getattr(balancer, "on", None) == "features")
+    frozen = Frozen(model, settings.freeze, balancer.differentiates_features)
     learning = [*groups(model, settings.backbone_lr, settings.layer_decay), *balancer.groups(), *regularizers.groups()]
     optimizer = torch.optim.Adam(learning, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
     network, optimizer = fabric.setup(_AsMapping(model), optimizer)
