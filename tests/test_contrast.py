@@ -297,6 +297,22 @@ def test_it_trains_and_leaves_nothing_in_the_model(monkeypatch):
         model = md.build_model("segnet", "shared", TASKS, width=0.125, seed=0)
         return fit(model, data, epochs=1, batch_size=2, precise_bn=False, regularizers=settings)
 
-    contrasted = train(ccr={"channels": 8, "weight": 1.0})
-    assert contrasted.state_dict().keys() == train().state_dict().keys()
-    assert weights_hash(contrasted) == weights_hash(train(ccr={"channels": 8, "weight": 1.0})) != weights_hash(train())
+    contrasted, plain = train(ccr={"channels": 8, "weight": 1.0}), train()
+    assert contrasted.state_dict().keys() == plain.state_dict().keys()
+    assert weights_hash(contrasted) == weights_hash(train(ccr={"channels": 8, "weight": 1.0})) != weights_hash(plain)
+    assert exported(contrasted) == exported(plain)
+
+
+def exported(model: nn.Module) -> str:
+    """What a network is when it is exported: every operation from an image to the logits of all tasks."""
+
+    class Logits(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, image):
+            return tuple(self.model(image).logits.values())
+
+    program = torch.export.export(Logits().eval(), (torch.rand(1, 3, *SIZE),))
+    return program.graph_module.code
