@@ -6,6 +6,7 @@ saved model.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from multidense.task import Task
 from multidense.types import Batch, Outputs
 
 
-class Regularizer(nn.Module):
+class Regularizer(nn.Module, ABC):
     """The contract. Settings are keyword-only arguments, `weight` among them.
 
     `views` says how many differently augmented views of each image it wants, 1 or 2; the objective sees the first alone.
@@ -35,6 +36,7 @@ class Regularizer(nn.Module):
             raise ValueError(f"weight must not be negative, found {weight}")
         self.task_names, self.weight = tuple(task.name for task in tasks), weight
 
+    @abstractmethod
     def forward(
         self, model: nn.Module, batches: Sequence[Batch], outputs: Sequence[Outputs]
     ) -> Mapping[str, Float[Tensor, " b"]]:
@@ -44,7 +46,6 @@ class Regularizer(nn.Module):
         reaches the regulariser's parameters. `model` is the `MultiTask` itself; whoever runs it again does so in every step and
         process.
         """
-        raise NotImplementedError
 
     @classmethod
     def for_model(cls, model: nn.Module, **settings: Any) -> Regularizer:

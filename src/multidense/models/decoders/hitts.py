@@ -22,6 +22,7 @@ What differs from the text, or settles what it leaves open:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -36,7 +37,7 @@ from multidense.task import Task
 from multidense.types import Features, MultidenseError, Outputs
 
 
-class TokenDecoder(nn.Module):
+class TokenDecoder(nn.Module, ABC):
     """What decoders with task tokens share: global tokens, and all that follows inter-task learning.
 
     Who derives from it fills `tokens` (empty without global tokens), `intra_task` and `fine_grained`, each by task name.
@@ -51,9 +52,9 @@ class TokenDecoder(nn.Module):
         """Θ, in the order of the tasks (which is not the order of the dict that holds them)."""
         return torch.stack([self.tokens[name] for name in self.intra_task])
 
+    @abstractmethod
     def affinities(self) -> dict[str, Float[Tensor, "t t"]]:
         """A of (1) by the name of its scale, "" where there is only one; empty where nothing is mixed."""
-        raise NotImplementedError
 
     def refined(
         self,
