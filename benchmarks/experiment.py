@@ -24,13 +24,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
-from multidense.comparison import portable, seed_runs, together
+from multidense.comparison import seed_runs, together
 from multidense.comparison_table import gains_over, markdown_table, paired, standard_error
 from multidense.config import load_recipe
 from multidense.files import read_json, write_json, write_text
 from multidense.jobs import places, plan, with_teachers, work_off
 from multidense.results import Results, environment
-from multidense.run import Run
+from multidense.run import Run, do
 from multidense.tables import spread
 
 CLAIMS = (
@@ -309,12 +309,12 @@ def main() -> None:
     runs, failed = seed_runs(base, options.seeds, out), {}
     if not options.tell:
         wanted = with_teachers(base, options.networks or base.networks)
-        failed = work_off(plan([run.folder for run in runs.values()], base, wanted), places(base, options.processes))
+        failed = work_off(plan([run.folder for run in runs.values()], base, wanted), places(base, options.processes), do)
     found, labels = gather(runs), gather_labels(runs)
     again = join(found, read_json(options.earlier)) if options.earlier else {}
     told = tell(found, {name: base.title(name) for name in base.networks} | {"stl": "STL"}) | labels | {"again": again}
     name = options.stem or base.name
-    told |= {"name": name, "settings": portable(base).to_yaml(), **environment()}
+    told |= {"name": name, "settings": base.without_places().to_yaml(), **environment()}
     for folder, stem in ((out, "experiment"), *([(options.keep, name)] if options.keep else [])):
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / f"{stem}.json", told)

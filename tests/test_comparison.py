@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from multidense import comparison_table, jobs
+from multidense import comparison, comparison_table
 from multidense.balancing import BALANCERS
 from multidense.compare_command import listed, main
 from multidense.comparison import Chosen, catalogue, choose, compare, seed_runs, together
@@ -21,7 +21,7 @@ from multidense.files import fingerprint, read_json
 from multidense.jobs import Job, places, plan, work_off
 from multidense.recipe import Network
 from multidense.results import Results
-from multidense.run import Run
+from multidense.run import Run, do
 from multidense.types import MultidenseError
 
 TINY = """
@@ -165,17 +165,16 @@ def test_what_is_done_is_not_planned_again(recipe, tmp_path):
     assert planned[Job(tmp_path, "student", "hitts")] == set()
 
 
-def test_a_failure_stops_only_those_that_need_it(tmp_path, monkeypatch, capsys):
+def test_a_failure_stops_only_those_that_need_it(tmp_path, capsys):
     seen = []
 
-    def work(job, reporter=None):
+    def work(job):
         seen.append(job.network)
         if job.network == "bad":
             raise ValueError("no luck")
 
-    monkeypatch.setattr(Job, "__call__", work)
     bad, needs, further, good = (Job(tmp_path, name) for name in ("bad", "needs", "further", "good"))
-    failed = work_off({bad: set(), needs: {bad}, further: {needs}, good: set()}, [])
+    failed = work_off({bad: set(), needs: {bad}, further: {needs}, good: set()}, [], work)
     assert seen == ["bad", "good"]
     assert failed == {bad: "ValueError: no luck", needs: f"needs {bad}", further: f"needs {needs}"}
     assert f"{bad}: failed: ValueError: no luck" in capsys.readouterr().err
@@ -266,7 +265,7 @@ def test_a_training_killed_with_its_command_goes_on_and_ends_as_one_left_alone(f
     whole.train_network("mtl")
     parent = (
         "import os, subprocess, sys; here = {'MULTIDENSE_CHILD_OF': str(os.getpid())}; "
-        "subprocess.run([sys.executable, '-m', 'multidense.jobs', *sys.argv[1:]], env=os.environ | here)"
+        "subprocess.run([sys.executable, '-m', 'multidense.child', *sys.argv[1:]], env=os.environ | here)"
     )
     command = subprocess.Popen([sys.executable, "-c", parent, str(cut.folder), "mtl"])
     place = cut.folder / "mtl"
@@ -276,14 +275,14 @@ def test_a_training_killed_with_its_command_goes_on_and_ends_as_one_left_alone(f
     command.send_signal(signal.SIGKILL)
     command.wait()
     assert not (place / "results.json").exists()
-    assert work_off({Job(cut.folder, "mtl"): set()}, []) == {}
+    assert work_off({Job(cut.folder, "mtl"): set()}, [], do) == {}
     for file_name in ("model/model.safetensors", "history.csv"):
         assert fingerprint(place / file_name) == fingerprint(whole.folder / "mtl" / file_name)
     assert Results.load(place / "results.json").scores == whole.results()["mtl"].scores
 
 
 def test_a_job_that_fails_in_its_process_says_why_in_its_last_line(tmp_path):
-    failed = work_off({Job(tmp_path, "mtl"): set()}, [{}])
+    failed = work_off({Job(tmp_path, "mtl"): set()}, [{}], do)
     (said,) = failed.values()
     assert said.startswith(f"{tmp_path} holds no run: there is no recipe.yaml in it")
     assert str(tmp_path / "mtl" / "log.txt") in said
@@ -291,14 +290,13 @@ def test_a_job_that_fails_in_its_process_says_why_in_its_last_line(tmp_path):
 
 def test_failed_methods_are_told_beside_the_others_and_end_with_status_1(done, file, monkeypatch, capsys):
     out, _ = done
-    real = Job.__call__
 
-    def broken(job, reporter=jobs.silent):
+    def broken(job):
         if job.network == "mtan":
             raise MultidenseError("out of luck")
-        real(job, reporter)
+        do(job)
 
-    monkeypatch.setattr(Job, "__call__", broken)
+    monkeypatch.setattr(comparison, "do", broken)
     with pytest.raises(SystemExit) as stop:
         main([str(file), "--methods", "mtl,mtan", "--seeds", "0", "--out", str(out), "--processes", "0"])
     assert stop.value.code == 1

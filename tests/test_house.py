@@ -27,7 +27,7 @@ LAYERS = {
     "running": "train feed spawned checkpoint store discovery evaluation quality tokens predict scorers share_scorers scoring",
     "telling": "results report curves tables quality_figures token_figures check_page published paper_table comparison_table "
     "comparison_plot collection_tables",
-    "surface": "config recipe run side_by_side jobs comparison compare_command cli command_words data_command "
+    "surface": "config recipe run jobs child comparison compare_command cli command_words data_command "
     "scoring_command joining recipes __init__ __main__",
 }
 MAY_IMPORT = {

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,31 @@ def test_a_folder_of_another_recipe_is_refused_in_one_line(done, recipe, capsys)
     with pytest.raises(SystemExit) as stop:
         main(["run", str(recipe), "--out", str(done[0]), "--seed", "5"])
     assert "holds another recipe: seed was 0, is now 5" in str(stop.value)
+
+
+def test_a_run_goes_on_where_its_data_lies_elsewhere_by_now(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    recipe = load_recipe(tmp_path / "tiny.yaml")
+
+    def lying_at(place, name="mine.yaml"):
+        return replace(recipe, data=replace(recipe.data, description=f"/{place}/{name}", root=f"/{place}", cache=f"/{place}/c"))
+
+    begun = Run(lying_at("there"), tmp_path / "run")
+    (begun.folder / "hitts" / "model").mkdir(parents=True)
+    Run(lying_at("here"), begun.folder)
+    assert Run.open(begun.folder).recipe.data.root == "/here"
+    with pytest.raises(MultidenseError, match=r"data.description was 'mine.yaml', is now 'other.yaml'"):
+        Run(lying_at("here", "other.yaml"), begun.folder)
+
+
+def test_of_networks_side_by_side_one_that_fails_keeps_no_other_from_ending(tmp_path):
+    recipe = with_networks(tmp_path, "\n  bad: {decoder: shared}\n  good: {decoder: shared, tasks: [depth]}\n")
+    work = Run(replace(recipe, processes=2), tmp_path / "run")
+    (work.folder / "bad" / "model").mkdir(parents=True)
+    (work.folder / "bad" / "training.json").write_text("no JSON")
+    with pytest.raises(MultidenseError, match=r"run · bad failed: .*training.json"):
+        work.run()
+    assert set(work.results()) == {"good"}
 
 
 def test_a_misspelt_command_and_a_misspelt_key_get_one_line(recipe):

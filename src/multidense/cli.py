@@ -65,10 +65,7 @@ def train(arguments: list[str]) -> None:
     parser.add_argument("--out", help="folder of the run (default: runs/NAME)")
     parser.add_argument("--resume", action="store_true", help="go on where a killed run stopped; that is what happens anyway")
     options, overrides = parser.parse_known_args(arguments)
-    from multidense.jobs import end_with_parent
-
-    end_with_parent()
-    from multidense.progress import ToFile, reporter
+    from multidense.progress import reporter
     from multidense.run import Run
 
     if (Path(options.recipe) / "recipe.yaml").exists():
@@ -81,9 +78,7 @@ def train(arguments: list[str]) -> None:
         recipe = load_recipe(recipe_path(options.recipe), overrides)
         work = Run(recipe, Path(options.out or f"runs/{recipe.name}"))
     network = one_of(options.network, list(work.recipe.networks), "network")
-    child = "MULTIDENSE_CHILD_OF" in os.environ
-    results = work.train_network(network, ToFile(work.folder / network / "progress.json") if child else reporter())
-    print(results)
+    print(work.train_network(network, reporter()))
 
 
 def discover(arguments: list[str]) -> None:

@@ -29,7 +29,7 @@ from multidense.jobs import places, plan, with_teachers, work_off
 from multidense.published import Published, tables
 from multidense.recipe import Network, Recipe
 from multidense.results import Results, environment
-from multidense.run import Run
+from multidense.run import Run, do
 from multidense.suggest import nearest
 from multidense.types import MultidenseError
 
@@ -238,7 +238,7 @@ def compare(
         jobs = plan([run.folder for run in runs.values()], recipe, wanted)
         for run in runs.values() if jobs else ():
             _ = run.train  # the assignment is settled before several processes want it
-        failed = {str(job): why for job, why in work_off(jobs, places(recipe, processes) if jobs else []).items()}
+        failed = {str(job): why for job, why in work_off(jobs, places(recipe, processes) if jobs else [], do).items()}
     told = comparison_table.tell(
         recipe.name,
         [gather(method, runs) for method in chosen],
@@ -247,7 +247,7 @@ def compare(
         baseline=baseline or next((name for name in names if name == recipe.baseline), None),
     )
     settings = {method.name: {name: plain(asdict(recipe.networks[name])) for name in method.networks} for method in chosen}
-    told |= {"failed": failed, "recipe": portable(recipe).to_yaml(), "settings": settings, **environment()}
+    told |= {"failed": failed, "recipe": recipe.without_places().to_yaml(), "settings": settings, **environment()}
     _write(told, folder)
     return told
 
@@ -287,9 +287,3 @@ def together(results: Sequence[Results]) -> Results:
         for part in ("scores", "further", "per_class")
     }
     return Results(**joined, provenance=results[0].provenance, cost=cost)
-
-
-def portable(recipe: Recipe) -> Recipe:
-    """The recipe without the places of one machine."""
-    description = recipe.data.description and Path(recipe.data.description).name
-    return replace(recipe, data=replace(recipe.data, description=description, root=None, cache=None))

@@ -3,7 +3,7 @@
 Every job has a fresh process (so that its peak memory is its own, and a crash takes nobody along), which ends when this one is
 killed. What is done is not planned again, and a training goes on from its last checkpoint.
 
-`python -m multidense.jobs RUN NETWORK [TEACHER]` is one job.
+What a job does stands in `run.do`; `child` is the process that does one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -22,9 +21,8 @@ from pathlib import Path
 import torch
 
 from multidense.files import read_json
-from multidense.progress import Reporter, ToFile, bars, silent
+from multidense.progress import bars
 from multidense.recipe import Recipe
-from multidense.run import Run
 from multidense.tables import duration
 from multidense.types import MultidenseError
 
@@ -52,13 +50,6 @@ class Job:
 
     def __str__(self) -> str:
         return f"{self.folder.name} · {f'labels of {self.teacher} for ' if self.teacher else ''}{self.network}"
-
-    def __call__(self, reporter: Reporter = silent) -> None:
-        run = Run.open(self.folder)
-        if self.teacher:
-            run.find(self.teacher, self.network, reporter)
-        else:
-            run.train_network(self.network, reporter)
 
 
 def with_teachers(recipe: Recipe, networks: Iterable[str]) -> list[str]:
@@ -127,8 +118,10 @@ def places(recipe: Recipe, processes: int | None = None) -> list[dict[str, str]]
 # Work -------------------------------------------------------------------------------------------------------------------
 
 
-def work_off(jobs: Mapping[Job, set[Job]], places: Sequence[Mapping[str, str]]) -> dict[Job, str]:
-    """Do every job once those before it are done, one at each of the `places`; without places, one after the other here.
+def work_off(
+    jobs: Mapping[Job, set[Job]], places: Sequence[Mapping[str, str]], here: Callable[[Job], object]
+) -> dict[Job, str]:
+    """Do every job once those before it are done, one at each of the `places`; without places, one after the other by `here`.
 
     One that fails stops only those that need it. Returns what failed, and why.
     """
@@ -142,7 +135,7 @@ def work_off(jobs: Mapping[Job, set[Job]], places: Sequence[Mapping[str, str]]) 
                     failed[job] = f"needs {next(iter(jobs[job] & failed.keys()))}"
                 for job in [job for job in waiting if jobs[job] <= done][: len(free)]:
                     waiting.remove(job)
-                    running.append(_Process(job, free.pop(0)) if places else _Here(job))
+                    running.append(_Process(job, free.pop(0)) if places else _Here(job, here))
                 ended = [one for one in running if one.ended]
                 for one in ended:
                     running.remove(one)
@@ -173,7 +166,7 @@ class _Process:
         environment = os.environ | place | {"MULTIDENSE_CHILD_OF": str(os.getpid())}
         words = [str(job.folder), job.network, *([job.teacher] if job.teacher else [])]
         with open(self.log, "w", encoding="utf-8") as log:
-            command = [sys.executable, "-m", "multidense.jobs", *words]
+            command = [sys.executable, "-m", "multidense.child", *words]
             self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
 
     @property
@@ -207,10 +200,10 @@ class _Here:
 
     place: Mapping[str, str] = {}
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, here: Callable[[Job], object]):
         self.job, self.problem, self.ended, self.began = job, "", True, time.monotonic()
         try:
-            job()
+            here(job)
         except Exception as error:  # one that fails does not stop the others
             self.problem = str(error) if isinstance(error, MultidenseError) else f"{type(error).__name__}: {error}"
 
@@ -308,22 +301,3 @@ def end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-
-
-def main(words: Sequence[str]) -> None:
-    """One job, in the process made for it; the last line it says is why it failed."""
-    end_with_parent()
-    folder, network, *teacher = words
-    job = Job(Path(folder), network, *teacher)
-    try:
-        job(ToFile(job.folder / network / "progress.json"))
-    except MultidenseError as error:
-        sys.exit(" ".join(str(error).split()))
-    except Exception as error:
-        traceback.print_exc()
-        sys.exit(f"{type(error).__name__}: {' '.join(str(error).split())}")
-
-
-if __name__ == "__main__":
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    main(sys.argv[1:])

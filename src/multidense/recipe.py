@@ -296,6 +296,15 @@ class Recipe:
             waiting = [name for name in waiting if name not in done]
         return stages
 
+    def without_places(self) -> Recipe:
+        """The recipe without where things lie on one machine: of descriptions the names remain, roots and cache go."""
+
+        def nowhere(part):
+            return replace(part, description=part.description and Path(part.description).name, root=None)
+
+        collections = {name: nowhere(collection) for name, collection in self.data.collections.items()}
+        return replace(self, data=replace(nowhere(self.data), collections=collections, cache=None))
+
     def to_yaml(self) -> str:
         """The recipe with every setting, as YAML that gives the same recipe again."""
         return yaml.safe_dump(plain(asdict(self)), sort_keys=False, allow_unicode=True, width=120)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from multidense.data.joined import Listed, spread
 from multidense.data.subset import Subset, Tasks, evenly
 from multidense.discovery import discover
 from multidense.files import read_json, write_json
+from multidense.jobs import Job, places, plan, work_off
 from multidense.joining import check_labelled, joined_reader, of_collections
 from multidense.models.multitask import MultiTask, build_model, load_model
 from multidense.progress import Reporter, silent
@@ -33,7 +34,6 @@ from multidense.quality import judge, on_training_images
 from multidense.recipe import Recipe
 from multidense.report import write_report
 from multidense.results import Results, delta_mtl, other_rules
-from multidense.side_by_side import train_side_by_side
 from multidense.store import MANIFEST, Discovered
 from multidense.tokens import write_tokens
 from multidense.train import INITIAL_WEIGHTS, fit
@@ -54,7 +54,7 @@ class Run:
         if kept.exists() and kept.read_text(encoding="utf-8") == recipe.to_yaml():
             return
         if kept.exists() and begun:
-            _same(asdict(load_recipe(kept)), asdict(recipe), begun, self.folder)
+            _same(load_recipe(kept), recipe, begun, self.folder)
         elif kept.exists():
             (self.folder / "assignment.csv").unlink(missing_ok=True)  # nothing was trained with it yet
         recipe.save(kept)
@@ -228,20 +228,24 @@ class Run:
         )
 
     def run(self, reporter: Reporter = silent) -> Path:
-        """Everything, to the report's path. Networks of one stage train side by side, in as many processes as the recipe
-        allows.
+        """Everything, to the report's path. With more than one of the recipe's `processes`, what does not wait for one another
+        is done side by side, each in a process of its own, and one network that fails does not keep the others from ending.
         """
-        networks = self.recipe.networks
         _ = self.train  # the assignment is settled before several processes want it
         both = sorted(set(self.everything.ids) & set(self.val.ids))
         if both:
             warnings.warn(f"{len(both)} images are both trained and validated on, such as {', '.join(both[:3])}", stacklevel=2)
         self._render_once()
-        for stage in self.recipe.stages:
-            for name in stage:
-                for teacher in networks[name].teachers:
-                    self.find(teacher, name, reporter)
-            self._train_side_by_side(stage, reporter)
+        if self.recipe.processes > 1:
+            jobs = plan([self.folder], self.recipe, self.recipe.networks)
+            failed = work_off(jobs, places(self.recipe, self.recipe.processes), do)
+            if failed:
+                raise MultidenseError("; ".join(f"{job} failed: {why}" for job, why in failed.items()))
+        for name in (name for stage in self.recipe.stages for name in stage):
+            for teacher in self.recipe.networks[name].teachers:
+                self.find(teacher, name, reporter)
+            if not (self.folder / name / "results.json").exists():
+                self.train_network(name, reporter)
         return self.report()
 
     def find(self, teacher: str, student: str | None = None, reporter: Reporter = silent) -> Discovered:
@@ -341,14 +345,14 @@ class Run:
                 for index in range(len(data)):
                     data.load(index, ())
 
-    def _train_side_by_side(self, names: Sequence[str], reporter: Reporter) -> None:
-        todo = [name for name in names if not (self.folder / name / "results.json").exists()]
-        if self.recipe.processes == 1 or len(todo) < 2:
-            for name in todo:
-                self.train_network(name, reporter)
-            return
-        titles = {name: self.recipe.title(name) for name in todo}
-        train_side_by_side(self.folder, titles, self.recipe.processes, self.recipe.training.threads)
+
+def do(job: Job, reporter: Reporter = silent) -> None:
+    """What a job of a run is: train a network, or find what a teacher knows for it."""
+    run = Run.open(job.folder)
+    if job.teacher:
+        run.find(job.teacher, job.network, reporter)
+    else:
+        run.train_network(job.network, reporter)
 
 
 def reader_of(recipe: Recipe, split: str) -> Reader:
@@ -371,14 +375,16 @@ def reader_of(recipe: Recipe, split: str) -> Reader:
     return Subset(reader, evenly(len(reader), wanted)) if wanted else reader
 
 
-def _same(before: dict, now: dict, begun: Collection[str], folder: Path) -> None:
-    """Refuse to go on in a folder whose recipe differs in anything that changes the results of the networks begun in it."""
+def _same(before: Recipe, now: Recipe, begun: Collection[str], folder: Path) -> None:
+    """Refuse to go on in a folder whose recipe differs in anything that changes the results of the networks begun in it. Where
+    the data lies is not among that: what it holds is compared by the training.
+    """
 
     free = ("processes", "pictures", "published", "gpu_hours")
 
-    def fixed(recipe: dict) -> dict:
-        networks = {name: network for name, network in recipe["networks"].items() if name in begun}
-        return {key: value for key, value in recipe.items() if key not in free} | {"networks": networks}
+    def fixed(recipe: Recipe) -> dict:
+        settings = {key: value for key, value in asdict(recipe.without_places()).items() if key not in free}
+        return settings | {"networks": {name: network for name, network in settings["networks"].items() if name in begun}}
 
     different = list(differences(fixed(before), fixed(now)))
     if different:
