@@ -1,6 +1,7 @@
 """What every method costs, in one table: parameters, multiply–adds, time of a training step and memory, beside published ones.
 
     python benchmarks/method_cost.py [--size 64 96] [--width 1] [--batch 3] [--rounds 8] [--row mtl ...] [--out FOLDER]
+    python benchmarks/method_cost.py --systems ...      HiTTs on scales, MT-CP, CCR and all of it together, on ResNet-18
 
 A step is one of `train_loop` itself: forwards, objective, regularisers, the balancer's backward, the optimiser; only making the
 batch is left out. Each network trains in a process of its own on rooms in memory. The methods take turns, a step each, so that
@@ -13,7 +14,8 @@ seconds         CPU time of one thread for a step, after some to warm up; × is 
 peak            highest resident memory during steps, above the process before its model was built
 kept            bytes that are kept for the backward pass, every storage once, weights and images apart: free of noise
 
-A method is a line of `ROWS`; `--decoder` (and `--backbone`) add one for a network of other parts, trained as MTL is.
+A method is a line of `ROWS`, or of `SYSTEMS`; `--decoder` (and `--backbone`) add one for a network of other parts, trained as
+MTL is.
 """
 
 from __future__ import annotations
@@ -115,15 +117,34 @@ ROWS = (
     Row("ccr"),
 )
 
+SYSTEMS = (
+    Row("mtl", "mtl", "MTL", "resnet18", "aspp", classified=True),
+    Row("hitts", "hitts-single", "HiTTs, one scale", "resnet18", "hitts-ms", {"multi_scale": False}, classified=True),
+    *(
+        Row(method, f"{method}, scales", f"{title}, four scales", "resnet18", "hitts-ms", classified=True)
+        for method, title in (
+            ("hitts", "HiTTs"),
+            ("hitts+ccr", "HiTTs + CCR"),
+            ("hitts+lps", "HiTTs + LPS"),
+            ("hitts+lp+lf", "HiTTs + L_p + L_f"),
+            ("hitts+lp+lf+ccr", "HiTTs + L_p + L_f + CCR"),
+        )
+    ),
+    Row("ccr", "mtl+ccr", "MTL + CCR", "resnet18", "aspp", classified=True),
+    Row("mtcp", backbone="resnet18", classified=True),
+    Row("mtcp+lps", backbone="resnet18", classified=True),
+    Row("mtcp+lps+lp", backbone="resnet18", classified=True),
+)
+
 
 def networks_of(row: Row) -> tuple[Recipe, dict[str, Network]]:
     """The recipe of a row and the networks that make it, by name; what there is not is a `MultidenseError`."""
-    recipe = Recipe("cost", tasks=CLASSIFIED if row.classified else REGRESSED, networks={}, backbone=row.backbone)
+    recipe = Recipe("cost", tasks=CLASSIFIED if row.classified else REGRESSED, networks={})
     recipe, chosen = choose(recipe, [row.method])
     names = next(method.networks for method in chosen if method.name == row.method)
     found = {name: recipe.networks[name] for name in names}
     changed = {"decoder": row.decoder} if row.decoder else {}
-    return recipe, {
+    return replace(recipe, backbone=row.backbone), {
         name: replace(network, options=dict(network.options) | dict(row.options), **changed) for name, network in found.items()
     }
 
@@ -381,7 +402,7 @@ def described(row: Row) -> dict[str, Any]:
         told |= counted(row)
     except MultidenseError as error:
         return told | {"failed": str(error)}
-    own = not (row.name or row.decoder or row.options)
+    own = not (row.name or row.decoder or row.options) and row.backbone == "segnet"
     published = [rows[method.row] for rows in tables()[8].rows.values() if own and method.row in rows]
     return told | {"published": dict(published[0]) if published else {}}
 
@@ -423,7 +444,7 @@ def markdown(told: Mapping[str, Any]) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """All methods, to `method-cost.json` and `method-cost.md`."""
+    """All methods, to `method-cost.json` and `method-cost.md`, or the systems."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", nargs=2, type=int, default=[64, 96], metavar=("HEIGHT", "WIDTH"))
     parser.add_argument("--width", type=float, default=1.0, help="of the backbone, for time and memory")
@@ -431,6 +452,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--labels", choices=["one-label", "full"], default="one-label", help="what each image is labelled for")
     parser.add_argument("--rounds", type=int, default=8, help="steps of each method that are timed")
     parser.add_argument("--seed", type=int, default=0, help="of rooms, weights and order")
+    parser.add_argument("--systems", action="store_true", help="what is built on pyramids, to systems-cost.json and .md")
     parser.add_argument("--row", nargs="+", help=f"only these, and {ROWS[0].key}: {', '.join(row.key for row in ROWS)}")
     parser.add_argument("--decoder", nargs="+", default=[], help="further rows: MTL with these decoders")
     parser.add_argument("--backbone", default="segnet", help="of further rows")
@@ -443,18 +465,18 @@ def main(words: Sequence[str] | None = None) -> None:
         asked = json.loads(options.serve)
         serve(Row(**asked["row"]), asked["network"], options)
         return
-    unknown = sorted(set(options.row or ()) - {row.key for row in ROWS})
+    rows, name = (SYSTEMS, "systems-cost") if options.systems else (ROWS, "method-cost")
+    unknown = sorted(set(options.row or ()) - {row.key for row in rows})
     if unknown:
-        parser.error(f"there is no row {', '.join(unknown)}; there are {', '.join(row.key for row in ROWS)}")
-    chosen = [row for row in ROWS if options.row is None or row.key in options.row or row is ROWS[0]]
+        parser.error(f"there is no row {', '.join(unknown)}; there are {', '.join(row.key for row in rows)}")
+    chosen = [row for row in rows if options.row is None or row.key in options.row or row is rows[0]]
     for decoder in options.decoder:
-        name = f"{options.backbone}+{decoder}"
-        title = f"{decoder} on {options.backbone}"
-        chosen.append(Row("mtl", name, title, options.backbone, decoder, classified=options.classified))
-    settings = {name: getattr(options, name) for name in ("size", "width", "batch", "labels", "rounds", "seed", "together")}
+        key, title = f"{options.backbone}+{decoder}", f"{decoder} on {options.backbone}"
+        chosen.append(Row("mtl", key, title, options.backbone, decoder, classified=options.classified))
+    settings = {each: getattr(options, each) for each in ("size", "width", "batch", "labels", "rounds", "seed", "together")}
     told = {"settings": settings, "methods": measure(chosen, options), "environment": environment()}
-    write_json(options.out / "method-cost.json", told)
-    write_text(options.out / "method-cost.md", markdown(told))
+    write_json(options.out / f"{name}.json", told)
+    write_text(options.out / f"{name}.md", markdown(told))
     print(markdown(told))
 
 
