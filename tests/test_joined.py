@@ -498,11 +498,20 @@ def test_a_joined_run_ends_in_a_report_that_tells_each_collection(done):
     assert "| apart |" not in table
     assert "| student |" in table
     assert "| objects · edges | 2 |" in told
+    assert told.count("No delta_mtl for apart: only scores of the same names compare with joined.") == 1
     assert "| streets · saliency | 4 |" in told
     page = (done.folder / "report.html").read_text()
     assert "On the collection streets alone" in page
     assert "On each collection" in page
     assert {path.name.partition("__")[0] for path in (done.folder / "pictures" / "val").iterdir()} == set(HAS)
+
+
+def test_the_command_tells_what_is_discovered_on_each_collection(done, capsys):
+    main(["discover", str(done.folder)])
+    lines = capsys.readouterr().out.splitlines()
+    at = next(number for number, line in enumerate(lines) if line.startswith("saliency: 4 images"))
+    assert lines[at + 1].startswith("  on streets: 4 images, kept ")
+    assert sum(line.startswith("  on ") for line in lines) == 2
 
 
 def test_a_network_apart_sees_its_collections_only_and_is_scored_on_all(done):

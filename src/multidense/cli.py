@@ -109,6 +109,8 @@ def discover(arguments: list[str]) -> None:
             f"{name}: {entry['images']} images, kept {100 * entry['kept_share']:.1f} % of their pixels "
             f"({entry['rule']}, confidence above {' … '.join(f'{level:.3f}' for level in levels)})"
         )
+        for collection, shares in (entry.get("collections") or {}).items():
+            print(f"  on {collection}: {shares['images']} images, kept {100 * shares['kept_share']:.1f} % of their pixels")
     print(found.folder)
 
 

@@ -223,18 +223,20 @@ def _entries(runs: Sequence[Run]) -> dict[Training, Entry]:
     """Each training with its baseline and its delta_mtl; why one has none is noted."""
     entries = {}
     for run in runs:
-        baseline = _baseline(run, runs)
+        baseline, without = _baseline(run, runs), {}
         for each in run.trainings:
             if baseline is None or each is baseline or not each.results.scores:
                 entries[each] = Entry(each.label, each.colour, each.results)
                 continue
-            try:
-                gain, reason = delta_mtl(each.results, baseline.results), "a score is not a number, or the baseline's is zero"
-            except MultidenseError as error:
-                gain, reason = math.nan, str(error)
+            gain, reason = math.nan, f"only scores of the same names compare with {baseline.label}"
+            if set(each.results.scores) == set(baseline.results.scores):
+                gain = delta_mtl(each.results, baseline.results)
+                reason = "a score is not a number, or the baseline's is zero"
             if math.isnan(gain):
-                run.notes.setdefault("scores", []).append(f"No delta_mtl for {each.label}: {reason}.")
+                without.setdefault(reason, []).append(each.label)
             entries[each] = Entry(each.label, each.colour, each.results, baseline.results, gain)
+        for reason, labels in without.items():
+            run.notes.setdefault("scores", []).append(f"No delta_mtl for {', '.join(labels)}: {reason}.")
     return entries
 
 
