@@ -12,6 +12,7 @@ import pytest
 
 from multidense import comparison, comparison_table
 from multidense.balancing import BALANCERS
+from multidense.cli import main as command
 from multidense.compare_command import listed, main
 from multidense.comparison import Chosen, catalogue, choose, compare, seed_runs, together
 from multidense.comparison_plot import plot
@@ -240,6 +241,16 @@ def test_a_comparison_leaves_runs_a_table_a_plot_a_page_and_all_numbers(done):
     assert "http" not in page.replace("http://www.w3.org", "").replace("http://purl.org", "").replace(
         "http://creativecommons.org", ""
     ).replace("https://matplotlib.org", ""), "nothing is fetched"
+
+
+def test_the_run_of_a_seed_has_a_report_of_the_networks_that_were_begun(done, tmp_path):
+    out, _ = done
+    command(["report", str(out / "seed-1"), "--out", str(tmp_path / "page.html")])
+    told = (tmp_path / "page.md").read_text()
+    assert "naive L_p on MTL" in told
+    assert "HiTTs" not in told.partition("## Provenance")[0]
+    with pytest.raises(SystemExit, match=r"holds no run: there is no recipe\.yaml in it"):
+        command(["report", str(tmp_path)])
 
 
 def test_it_goes_on_with_more_methods_and_keeps_what_is_there(done, file, capsys):

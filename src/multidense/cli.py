@@ -156,18 +156,15 @@ def report(arguments: list[str]) -> None:
     parser.add_argument("--tokens", action="store_true", help="look at what the task tokens of the networks say")
     parser.add_argument("--mixed", action="store_true", help="also runs that were not scored alike; what differs is told")
     options = parser.parse_args(arguments)
+    from multidense.progress import reporter
     from multidense.report import write_report
-    from multidense.types import MultidenseError
+    from multidense.run import Run
 
     for folder in options.runs:
-        if not (Path(folder) / "run.json").exists():
-            raise MultidenseError(f"{folder} holds no finished run: there is no run.json in it")
-    if options.tokens:
-        from multidense.progress import reporter
-        from multidense.run import Run
-
-        for folder in options.runs:
-            Run.open(Path(folder)).look_at_tokens(reporter())
+        work = Run.open(Path(folder))
+        work.index()
+        if options.tokens:
+            work.look_at_tokens(reporter())
     print(write_report([Path(folder) for folder in options.runs], Path(options.out) if options.out else None, options.mixed))
 
 

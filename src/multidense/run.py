@@ -262,7 +262,15 @@ class Run:
             for data, indices in self._pictured():
                 labelled = self.train if data is self.everything else None
                 evaluation.truth_pictures(data, indices, self.folder / "pictures", labelled)
-        first = self.teachers[0] if self.teachers else None
+        self.index()
+        return write_report([self.folder])
+
+    def index(self) -> None:
+        """Write `run.json`, by which a report knows the networks of this run: those that were begun."""
+        begun = {name: network for name, network in self.recipe.networks.items() if (self.folder / name).exists()}
+        if not begun:
+            raise MultidenseError(f"{self.folder} holds no network yet: `multidense run` or `train` makes them")
+        first = next((teacher for network in begun.values() for teacher in network.teachers), None)
         write_json(
             self.folder / "run.json",
             {
@@ -272,12 +280,11 @@ class Run:
                 "baseline": self.recipe.baseline,
                 "trainings": [
                     {"folder": name, "title": self.recipe.title(name), "teacher": next(iter(network.teachers), None)}
-                    for name, network in self.recipe.networks.items()
+                    for name, network in begun.items()
                 ],
                 "discovered": self.discovered_folder(first).name if first else None,
             },
         )
-        return write_report([self.folder])
 
     def look_at_tokens(self, reporter: Reporter = silent) -> None:
         """What the tokens of its finished networks say, for the report; done again only where the weights have changed."""
