@@ -21,7 +21,7 @@ from multidense.types import Batch, Features, MultidenseError, Outputs, Target
 SIZE = (32, 48)
 TASKS = [md.SemanticSegmentation(13), md.Depth(), md.Normals()]
 NAMES = [task.name for task in TASKS]
-SMALL = {"width": 0.125}
+SMALL = {"width": 0.125, "ramp_up": 0}
 POISON = 12345  # no class
 
 
@@ -66,7 +66,7 @@ def terms(regularizer, network, batch: Batch, outputs: Outputs | None = None) ->
 
 def xtc(**settings) -> XTC:
     torch.manual_seed(3)
-    return XTC(TASKS, **SMALL, **settings)
+    return XTC(TASKS, **(SMALL | settings))
 
 
 # Embeddings
@@ -349,6 +349,23 @@ def test_the_weight_may_grow_from_nothing(full, network):
         for _ in range(6)
     ]
     assert torch.stack(shares).mean(1).tolist() == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_a_constant_weight_begins_far_above_the_labels_and_the_default_does_not(rooms):
+    """What the default ramp is for: Adam would remember such a first step for all of a short training."""
+    data, network = partial.one_label(rooms, seed=0), md.build_model("segnet", "shared", TASKS, width=0.125, seed=0)
+    batch = collate([data[index] for index in range(4)], TASKS)
+    outputs, shared = network(batch.image), list(network.backbone.parameters())
+
+    def pull(*losses: torch.Tensor) -> float:
+        found = torch.autograd.grad(sum(loss.mean() for loss in losses), shared, retain_graph=True)
+        return torch.cat([each.flatten() for each in found]).norm().item()
+
+    labels = pull(*(task.loss(outputs.logits[task.name], batch.targets[task.name]) / len(TASKS) for task in TASKS))
+    constant = pull(terms(xtc(weight=2.0), network, batch, outputs)["consistency"] * 2)
+    default = pull(terms(XTC(TASKS, width=0.125), network, batch, outputs)["consistency"] * 2)
+    assert constant > 20 * labels
+    assert default == 0
 
 
 def test_the_feature_is_that_of_the_training_forward_and_leaves_no_trace(full, network):

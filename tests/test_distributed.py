@@ -42,11 +42,11 @@ CASES = {
     "gradnorm": {"balancing": Balancing("gradnorm")},
     "log-sum": {"balancing": Balancing("log-sum")},
     "lps": {"balancing": Balancing("lps"), "epochs": 3},
-    "xtc": SHORT | {"regularizers": {"xtc": {}}},
+    "xtc": SHORT | {"regularizers": {"xtc": {"ramp_up": 0}}},
     "ssl": SHORT | {"regularizers": {"ssl": {"threshold": 0.0}}},  # 13 classes at the start: none is sure
     "x-task": SHORT | {"regularizers": {"x-task": {}}},
     "ccr": SHORT | {"regularizers": {"ccr": {"weight": 1.0}}},
-    "xtc on mtan": SHORT | {"decoder": "mtan", "regularizers": {"xtc": {}}},  # BatchNorm in the branch of each task
+    "xtc on mtan": SHORT | {"decoder": "mtan", "regularizers": {"xtc": {"ramp_up": 0}}},  # BatchNorm in the branch of each task
 }
 """What differs, by name. Each image is labelled for one task; X-Task's paths were fitted before, on others."""
 if importlib.util.find_spec("torchjd"):

@@ -53,7 +53,10 @@ class XTC(Drawing):
         second_view: whether the consistency is asked of a second augmented view, as published; it costs a second forward.
         recompute: whether backward makes the mapping network's maps again instead of keeping them, which are 0.8 GB a pair at
             288 × 384 and full width; it takes longer by one forward.
-        ramp_up: over how many steps the weight grows from 0, evenly; the paper's is constant.
+        ramp_up: over how many steps the weight grows from 0, evenly; 0: constant, as the paper's. From a random start the first
+            step's gradient is some hundred times that of the labels (it passes back through normalisations of maps that hardly
+            vary) and is gone after three. Adam's second moment keeps it for thousands of steps, which is nothing in 400 epochs,
+            and all of a short training.
         seed: of the classes that are drawn from predictions.
     """
 
@@ -68,7 +71,7 @@ class XTC(Drawing):
         film_lr_scale: float = 10.0,
         second_view: bool = True,
         recompute: bool = False,
-        ramp_up: int = 0,
+        ramp_up: int = 100,
         seed: int = 0,
     ):
         super().__init__(tasks, weight=weight, ramp_up=ramp_up, seed=seed)
