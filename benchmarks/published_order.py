@@ -73,7 +73,7 @@ def markdown(told: Mapping[str, Any]) -> str:
     pieces = [
         "# The order of methods, ours and the published one",
         "`delta_mtl` over STL in per cent; (n): mean of n seeds. Pairs are compared by the seeds that both have; those less "
-        f"than {told['noise']:g} points apart in ours are told as close. Published: NYUv2 at 288×384, HiTTs (arXiv 2411.18823), "
+        f"than {told['noise']:g} points apart are told as close. Published: NYUv2 at 288×384, HiTTs (arXiv 2411.18823), "
         "Table 1 from nine scores, Table 2 from three; ours from nine, of small images and networks.",
     ]
     for setting in dict.fromkeys(one["setting"] for one in told["comparisons"]):
