@@ -14,8 +14,8 @@ seconds         CPU time of one thread for a step, after some to warm up; × is 
 peak            highest resident memory during steps, above the process before its model was built
 kept            bytes that are kept for the backward pass, every storage once, weights and images apart: free of noise
 
-A method is a line of `ROWS`, or of `SYSTEMS`; `--decoder` (and `--backbone`) add one for a network of other parts, trained as
-MTL is.
+The lines are those of `method_rows.py`; `--decoder` (and `--backbone`) add one for a network of other parts, trained as MTL is.
+What steps is `method_step.py`.
 """
 
 from __future__ import annotations
@@ -25,294 +25,20 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import torch
-
-from multidense import train
-from multidense.comparison import catalogue, choose
-from multidense.data import Augment, Reader, Rooms, Wrapped, collate
-from multidense.feed import Feed
+from method_rows import ROWS, SYSTEMS, Row, counted, networks_of
+from multidense.comparison import catalogue
 from multidense.files import write_json, write_text
-from multidense.models import MultiTask, build_model
-from multidense.models.cost import count_parameters, multiply_adds
-from multidense.ops import pool
-from multidense.progress import Reporter, silent
 from multidense.published import tables
-from multidense.recipe import Network, Recipe
-from multidense.regularizers import REGULARIZERS
 from multidense.results import environment
-from multidense.spawned import fabric_for, launched
-from multidense.train import Training, fit_codebooks, train_loop
-from multidense.types import FeatureTarget, MultidenseError, Sample, Target
-from step_cost import MEBI, reset_peak, resident
+from multidense.types import MultidenseError
 
-PAPER_SIZE = (288, 384)
-REGRESSED = {"semseg": {"classes": 13}, "depth": {}, "normals": {}}
-CLASSIFIED = {"semseg": {"classes": 13}, "depth": {"bins": 30}, "normals": {"centers": 20}}
-WARM_UP = 3
-STRIDE = 4  # of discovered features, as discovery stores them
-KEPT_SHARE = 0.6  # of discovered pixels
-QUICK = {"x-task": {"epochs": 1}}
-"""Settings for what is fitted before a training: a step costs the same however well it was."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the table: a method of the catalogue, and in what its network differs.
-
-    Args:
-        method: its name in the catalogue.
-        name: of the line; left out, the method's.
-        title: in the table; left out, the method's.
-        backbone: of its network.
-        decoder: of its network; left out, the method's.
-        options: settings of both.
-        classified: whether depth and normals are classified, by codebooks.
-        full_labels: whether every image has all labels, whatever the table's label setting is.
-    """
-
-    method: str
-    name: str = ""
-    title: str = ""
-    backbone: str = "segnet"
-    decoder: str = ""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    classified: bool = False
-    full_labels: bool = False
-
-    @property
-    def key(self) -> str:
-        return self.name or self.method
-
-
-ROWS = (
-    Row("mtl"),  # the first is what the others are compared with
-    Row("stl"),
-    Row("mtan"),
-    Row("mtl", "mtl-codebooks", "MTL, codebooks", classified=True),
-    Row("hitts", classified=True),
-    Row("hitts", "hitts-lean", "HiTTs, lean", options={"lean": True}, classified=True),
-    Row("hitts+lp+lf", classified=True),
-    Row("uncertainty"),
-    Row("dwa"),
-    Row("gradnorm"),
-    Row("mgda"),
-    Row("pcgrad"),
-    Row("upgrad"),
-    Row("log-sum"),
-    Row("lps"),
-    Row("xtc"),
-    Row("xtc+uncertainty"),
-    Row("x-task", full_labels=True),
-    Row("ssl"),
-    Row("ccr"),
-)
-
-SYSTEMS = (
-    Row("mtl", "mtl", "MTL", "resnet18", "aspp", classified=True),
-    Row("hitts", "hitts-single", "HiTTs, one scale", "resnet18", "hitts-ms", {"multi_scale": False}, classified=True),
-    *(
-        Row(method, f"{method}, scales", f"{title}, four scales", "resnet18", "hitts-ms", classified=True)
-        for method, title in (
-            ("hitts", "HiTTs"),
-            ("hitts+ccr", "HiTTs + CCR"),
-            ("hitts+lps", "HiTTs + LPS"),
-            ("hitts+lp+lf", "HiTTs + L_p + L_f"),
-            ("hitts+lp+lf+ccr", "HiTTs + L_p + L_f + CCR"),
-        )
-    ),
-    Row("ccr", "mtl+ccr", "MTL + CCR", "resnet18", "aspp", classified=True),
-    Row("mtcp", backbone="resnet18", classified=True),
-    Row("mtcp+lps", backbone="resnet18", classified=True),
-    Row("mtcp+lps+lp", backbone="resnet18", classified=True),
-)
-
-
-def networks_of(row: Row) -> tuple[Recipe, dict[str, Network]]:
-    """The recipe of a row and the networks that make it, by name; what there is not is a `MultidenseError`."""
-    recipe = Recipe("cost", tasks=CLASSIFIED if row.classified else REGRESSED, networks={})
-    recipe, chosen = choose(recipe, [row.method])
-    names = next(method.networks for method in chosen if method.name == row.method)
-    found = {name: recipe.networks[name] for name in names}
-    changed = {"decoder": row.decoder} if row.decoder else {}
-    return replace(recipe, backbone=row.backbone), {
-        name: replace(network, options=dict(network.options) | dict(row.options), **changed) for name, network in found.items()
-    }
-
-
-def counted(row: Row) -> dict[str, float]:
-    """Parameters and multiply–adds of a row's networks together, at full width."""
-    recipe, networks = networks_of(row)
-    found = {"parameters": 0, "parameters_in_training_only": 0, "multiply_adds": 0.0}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, network in networks.items():
-            model = build_model(row.backbone, network.decoder, recipe.task_objects(name), seed=0, **network.options)
-            beside = train._beside(model, prepared(recipe.training_of(network), model, Path(folder)))
-            found["parameters"] += count_parameters(model)
-            found["parameters_in_training_only"] += count_parameters(beside)
-            found["multiply_adds"] += multiply_adds(model, PAPER_SIZE)
-    return found
-
-
-def prepared(settings: Training, model: MultiTask, folder: Path) -> Training:
-    """The settings with what regularisers fit before a training, here on one small image."""
-    small = Rooms(model.tasks, "train", size=(32, 48), length=1)
-    told = {"seed": 0, "data": {}, "reporter": silent}
-    made = {
-        name: REGULARIZERS[name].prepared(
-            dict(given or {}) | QUICK.get(name, {}), model.tasks, lambda _: [collate([small[0]], model.tasks)], folder, **told
-        )
-        for name, given in settings.regularizers.items()
-    }
-    return replace(settings, regularizers=made)
-
-
-# One network, in a process of its own ----------------------------------------------------------------------------------
-
-
-class Kept(Wrapped):
-    """Images in memory, each labelled for the tasks of its turn; `found` puts beside them what is discovered."""
-
-    def __init__(self, reader: Reader, labelled: Sequence[frozenset[str]]):
-        super().__init__(reader)
-        self.labelled = labelled
-        self.samples = [reader.load(index, tasks) for index, tasks in enumerate(labelled)]
-
-    def annotated(self, index: int) -> frozenset[str]:
-        return self.labelled[index]
-
-    def load(self, index: int, tasks: Sequence[str]) -> Sample:
-        return self.samples[index]
-
-
-def discovered_at_random(model: MultiTask, sample: Sample, seed: int) -> Sample:
-    """The sample with maps and features of the model's tasks as offline discovery would bring them, made by chance alone."""
-    generator = torch.Generator().manual_seed(seed)
-    size = tuple(sample.image.shape[-2:])
-    discovered = {}
-    for task in (task for task in model.tasks if task.name not in sample.targets):
-        logits = torch.randn(1, task.channels, *size, generator=generator)
-        valid = torch.rand(1, *size, generator=generator) < KEPT_SHARE
-        discovered[task.name] = Target(task.harden(task.decode(logits))[0], valid)
-    with torch.no_grad():
-        seen = {name: pool(maps, STRIDE)[0] for name, maps in model(sample.image[None]).features.items()}
-    features = {
-        name: FeatureTarget(
-            torch.randn(maps.shape, generator=generator), torch.rand(1, *maps.shape[-2:], generator=generator), STRIDE
-        )
-        for name, maps in seen.items()
-    }
-    return replace(sample, discovered=discovered, features=features)
-
-
-class Pace(Reporter):
-    """Holds a training back: after some steps to warm up, each waits for a line from the one who asked, and tells what it took.
-
-    In the second step it sees what is kept for the backward pass.
-    """
-
-    def __init__(self, needs: Callable[[], dict[str, float]], own: Callable[[], set[int]]):
-        self.needs, self.own, self.steps, self.began, self.kept = needs, own, 0, 0.0, 0
-
-    @contextmanager
-    def work(self, title: str, total: int, done: int = 0) -> Iterator[Callable[..., None]]:
-        yield self._advance
-
-    def _advance(self, steps: int = 1, note: str = "") -> None:
-        seconds = time.process_time() - self.began
-        self.steps += 1
-        if self.steps > WARM_UP:
-            print(seconds, flush=True)
-        elif self.steps == WARM_UP:
-            print(json.dumps(self.needs() | {"kept": self.kept / MEBI}), flush=True)
-
-    def feed(self, *settings: Any) -> Feed:
-        """A feed whose batches come when the next step may begin."""
-        pace, made = self, Feed(*settings)
-        batches = made.batches
-
-        def paced(*arguments: Any, **words: Any) -> Iterator:
-            for views, share in batches(*arguments, **words):
-                if pace.steps >= WARM_UP and not sys.stdin.readline():
-                    sys.exit()
-                with pace._watching([batch.image for batch in views]) if pace.steps == 1 else nullcontext():
-                    pace.began = time.process_time()
-                    yield views, share
-
-        made.batches = paced
-        return made
-
-    @contextmanager
-    def _watching(self, images: Sequence[torch.Tensor]) -> Iterator[None]:
-        known = self.own() | {image.untyped_storage().data_ptr() for image in images}
-        seen: dict[int, int] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
-                seen[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            yield
-        self.kept = sum(seen.values())
-
-
-def serve(row: Row, name: str, options: argparse.Namespace) -> None:
-    """Train a row's network; say what it needs, then the seconds of one more step for every line read."""
-    torch.set_num_threads(1)
-    recipe, networks = networks_of(row)
-    network, tasks = networks[name], recipe.task_objects(name)
-    every = frozenset(task.name for task in tasks)
-    alone = [frozenset({task.name}) for task in tasks]
-    full = row.full_labels or options.labels == "full"
-    labelled = [every if full else alone[index % len(alone)] for index in range(options.batch)]
-    data = Kept(Rooms(tasks, "train", size=tuple(options.size), length=options.batch, seed=options.seed), labelled)
-    idle = resident()
-    model = build_model(row.backbone, network.decoder, tasks, options.width, seed=options.seed, **network.options)
-    fit_codebooks(model, data, (), options.seed)
-    if network.teachers:
-        data.samples = [discovered_at_random(model, sample, index) for index, sample in enumerate(data.samples)]
-    made: list[torch.nn.Module] = [model]
-    make_beside = train._beside
-
-    def beside(*arguments: Any) -> torch.nn.ModuleDict:
-        made.append(make_beside(*arguments))
-        return made[-1]
-
-    def own() -> set[int]:
-        tensors = [tensor for module in made for tensor in (*module.parameters(), *module.buffers())]
-        return {tensor.untyped_storage().data_ptr() for tensor in tensors}
-
-    pace = Pace(lambda: {"peak": (resident("VmHWM") - idle) / MEBI}, own)
-    train._beside, train.Feed = beside, pace.feed
-    with tempfile.TemporaryDirectory() as folder:
-        settings = replace(
-            prepared(recipe.training_of(network), model, Path(folder)),
-            epochs=10**9,  # it ends when nobody asks for another step
-            batch_size=options.batch,
-            lr=1e-4,
-            schedule="constant",
-            augment=Augment.none(),
-            threads=1,
-            accelerator="cpu",
-        )
-        job = {"model": model, "data": data, "discovered": (), "folder": None, "weights": Path(folder) / "weights"}
-        loop = partial(train_loop, **job, seed=options.seed, val=None, settings=settings, reporter=pace)
-        reset_peak()
-        launched(fabric_for("cpu", 1, "32-true"), loop, Path(folder))
-
-
-# All of them -------------------------------------------------------------------------------------------------------------
+STEPPING = Path(__file__).with_name("method_step.py")
 
 
 class Serving:
@@ -322,10 +48,10 @@ class Serving:
         self.row, self.seconds, self.failed = row, [], ""
         self.processes: list[subprocess.Popen] = []
         self.needs: list[dict[str, float]] = []
-        settings = ["--size", *options.size, "--width", options.width, "--batch", options.batch, "--labels", options.labels]
+        settings = {name: getattr(options, name) for name in ("size", "width", "batch", "labels", "seed")}
         for name in networks_of(row)[1]:
-            asked = json.dumps({"row": asdict(row), "network": name})
-            command = [sys.executable, __file__, *map(str, settings), "--seed", str(options.seed), "--serve", asked]
+            asked = json.dumps({"row": asdict(row), "network": name} | settings)
+            command = [sys.executable, str(STEPPING), asked]
             environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self.processes.append(subprocess.Popen(command, **pipes, env=environment))
@@ -459,12 +185,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--classified", action="store_true", help="whether further rows classify depth and normals")
     parser.add_argument("--together", type=int, default=8, help="methods in memory at once")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"), help="a folder")
-    parser.add_argument("--serve", help=argparse.SUPPRESS)
     options = parser.parse_args(words)
-    if options.serve:
-        asked = json.loads(options.serve)
-        serve(Row(**asked["row"]), asked["network"], options)
-        return
     rows, name = (SYSTEMS, "systems-cost") if options.systems else (ROWS, "method-cost")
     unknown = sorted(set(options.row or ()) - {row.key for row in rows})
     if unknown:

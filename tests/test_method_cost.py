@@ -1,7 +1,7 @@
 """The cost table of all methods: what it counts, what a step is, how turns are compared, what is told."""
 
 import argparse
-import importlib.util
+import importlib
 import io
 import json
 import sys
@@ -22,32 +22,46 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def cost():
-    spec = importlib.util.spec_from_file_location("method_cost", BENCHMARKS / "method_cost.py")
-    module = importlib.util.module_from_spec(spec)
+def parts():
+    """The modules `method_cost`, `method_rows` and `method_step`, by what they are of: cost, rows, step."""
     sys.path.insert(0, str(BENCHMARKS))
-    sys.modules["method_cost"] = module
-    spec.loader.exec_module(module)
-    yield module
+    known = set(sys.modules)
+    yield {name: importlib.import_module(f"method_{name}") for name in ("rows", "step", "cost")}
     sys.path.remove(str(BENCHMARKS))
-    del sys.modules["method_cost"], sys.modules["step_cost"]
+    for name in {"method_rows", "method_step", "method_cost", "step_cost"} - known:
+        del sys.modules[name]
 
 
-def served(cost, monkeypatch, capsys, row, steps: int = 2) -> tuple[dict, list[float]]:
+@pytest.fixture(scope="module")
+def cost(parts):
+    return parts["cost"]
+
+
+@pytest.fixture(scope="module")
+def rows(parts):
+    return parts["rows"]
+
+
+@pytest.fixture(scope="module")
+def step(parts):
+    return parts["step"]
+
+
+def served(step, monkeypatch, capsys, row, steps: int = 2) -> tuple[dict, list[float]]:
     """What the process of a row's first network would say, when asked for so many steps."""
     for name in ("Feed", "_beside"):
         monkeypatch.setattr(train, name, getattr(train, name))  # undone at the end of the test
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n" * steps))
     with pytest.raises(SystemExit):
-        cost.serve(row, next(iter(cost.networks_of(row)[1])), TINY)
+        step.serve(row, next(iter(step.networks_of(row)[1])), TINY)
     needs, *seconds = map(json.loads, capsys.readouterr().out.splitlines())
     return needs, seconds
 
 
-def test_rows_are_methods_of_the_catalogue_and_the_first_is_the_baseline(cost):
-    keys = [row.key for row in cost.ROWS]
+def test_rows_are_methods_of_the_catalogue_and_the_first_is_the_baseline(rows):
+    keys = [row.key for row in rows.ROWS]
     assert len(set(keys)) == len(keys)
-    assert {row.method for row in cost.ROWS} <= set(catalogue())
+    assert {row.method for row in rows.ROWS} <= set(catalogue())
     assert keys[0] == "mtl"
 
 
@@ -59,36 +73,36 @@ def test_the_network_of_xtc_is_that_of_table_8_and_its_mapping_network_counts_in
     assert told["published"] == {"params_M": 39.84, "flops_G": 223.16, "train_memory_G": 31.42}
 
 
-def test_the_networks_of_a_method_that_has_one_for_each_task_are_added_up(cost, monkeypatch):
-    monkeypatch.setattr(cost, "count_parameters", lambda module: 1)
-    monkeypatch.setattr(cost, "multiply_adds", lambda model, size: 10.0)
-    build = cost.build_model
-    monkeypatch.setattr(cost, "build_model", lambda *parts, **options: build(*parts, width=0.0625, **options))
-    assert cost.counted(cost.Row("stl")) == {"parameters": 3, "parameters_in_training_only": 3, "multiply_adds": 30.0}
+def test_the_networks_of_a_method_that_has_one_for_each_task_are_added_up(rows, monkeypatch):
+    monkeypatch.setattr(rows, "count_parameters", lambda module: 1)
+    monkeypatch.setattr(rows, "multiply_adds", lambda model, size: 10.0)
+    build = rows.build_model
+    monkeypatch.setattr(rows, "build_model", lambda *parts, **options: build(*parts, width=0.0625, **options))
+    assert rows.counted(rows.Row("stl")) == {"parameters": 3, "parameters_in_training_only": 3, "multiply_adds": 30.0}
 
 
 @pytest.mark.parametrize("name", ["xtc", "x-task", "hitts+lp+lf"])
-def test_a_step_is_one_of_the_training_and_waits_to_be_asked_for(cost, monkeypatch, capsys, name):
+def test_a_step_is_one_of_the_training_and_waits_to_be_asked_for(rows, step, monkeypatch, capsys, name):
     seen = []
     total = train.Objective.gather
     monkeypatch.setattr(
         train.Objective, "gather", lambda self, tasks, terms, *rest: seen.append(set(terms)) or total(self, tasks, terms, *rest)
     )
-    row = next(row for row in cost.ROWS if row.key == name)
-    needs, seconds = served(cost, monkeypatch, capsys, row)
+    row = next(row for row in rows.ROWS if row.key == name)
+    needs, seconds = served(step, monkeypatch, capsys, row)
     assert len(seconds) == 2
     assert min(seconds) > 0
-    assert len(seen) == cost.WARM_UP + 2
+    assert len(seen) == step.WARM_UP + 2
     assert needs["kept"] > 0
     wanted = {"xtc": {"xtc"}, "x-task": {"x-task"}, "hitts+lp+lf": {"discovered", "features"}}
     assert wanted.get(name, set()) <= seen[-1]
 
 
-def test_what_is_kept_for_the_backward_pass_grows_with_the_batch_and_holds_no_weights(cost, monkeypatch, capsys):
+def test_what_is_kept_for_the_backward_pass_grows_with_the_batch_and_holds_no_weights(rows, step, monkeypatch, capsys):
     kept = {}
     for batch in (3, 6):
         monkeypatch.setattr(TINY, "batch", batch)
-        kept[batch] = served(cost, monkeypatch, capsys, cost.ROWS[0], steps=0)[0]["kept"]
+        kept[batch] = served(step, monkeypatch, capsys, rows.ROWS[0], steps=0)[0]["kept"]
     assert kept[6] == pytest.approx(2 * kept[3], rel=0.01)
 
 
@@ -130,7 +144,7 @@ def test_a_row_that_cannot_be_built_is_told_and_stops_no_other(cost, monkeypatch
 def test_processes_answer_in_turn_and_one_that_ends_is_told(cost, monkeypatch, tmp_path):
     script = tmp_path / "answers.py"
     script.write_text(ANSWERS)
-    monkeypatch.setattr(cost, "__file__", str(script))
+    monkeypatch.setattr(cost, "STEPPING", script)
     serving = cost.Serving(cost.Row("stl"), TINY)
     serving.step()
     serving.step()
