@@ -19,6 +19,8 @@ from multidense.checkpoint import State
 from multidense.cli import main
 from multidense.config import load_recipe
 from multidense.data import Augment, Folder, Joined, Reader, collate, partial
+from multidense.data.across import across
+from multidense.data.check import check
 from multidense.data.joined import Listed, quotas, spread
 from multidense.data.reader import Wrapped, batches
 from multidense.data.subset import Subset, Tasks
@@ -598,12 +600,100 @@ def test_data_commands_take_joined_recipes(trees, tmp_path, capsys):
     main(["data", "check", path, "--out", str(tmp_path / "check.html"), "--processes", "1"])
     said = capsys.readouterr().out
     assert [said.index(f"\n{name}\n") for name in HAS] == sorted(said.index(f"\n{name}\n") for name in HAS)
-    assert {page.name for page in tmp_path.glob("*.html")} == {f"check-{name}.html" for name in HAS}
+    assert "Nothing wrong in 15 images" in said.partition("\nbetween the collections\n")[2]
+    assert {page.name for page in tmp_path.glob("*.html")} == {
+        f"check-{name}.html" for name in (*HAS, "between-the-collections")
+    }
     main(["data", "label", path, "--setting", "one-label", "--out", str(tmp_path / "labels.csv")])
     assert "8 images" in capsys.readouterr().out
     main(["data", "show", path, "--count", "3", "--out", str(tmp_path / "look.png")])
     with Image.open(tmp_path / "look.png") as sheet:
         assert sheet.height == 3 * 34 - 2
+
+
+@pytest.fixture
+def sharing(tmp_path):
+    """Two trees: an image that the first trains on is validated on in the second, another is trained on in both, as JPEG."""
+    write_tree(tmp_path / "streets", ["semseg"], 3, 2, (40, 50))
+    write_tree(tmp_path / "lines", ["edges"], 2, 2, (36, 44))
+    for name, (ours, theirs) in {"leak": ("00", "03"), "twice": ("01", "01")}.items():
+        with Image.open(tmp_path / f"streets/rgb/{ours}.png") as image:
+            image.save(tmp_path / f"{name}.jpg", quality=80)
+        with Image.open(tmp_path / f"{name}.jpg") as image:
+            image.resize((44, 36), Image.Resampling.BOX).save(tmp_path / f"lines/rgb/{theirs}.png")
+    return tmp_path
+
+
+def checked(trees, **changes):
+    return {name: check(trees / f"{name}.yaml", processes=1, **changes) for name in ("streets", "lines")}
+
+
+def test_an_image_trained_on_in_one_collection_and_validated_on_in_another_is_an_error(sharing):
+    each = checked(sharing)
+    assert not any(found.errors for found in each.values()), "nothing is wrong with either alone"
+    found = across(each)
+    error, warning = found.problems
+    assert (error.level, error.split, error.id) == ("error", "streets train, lines val", "00")
+    assert "streets/rgb/00.png in train, lines/rgb/03.png in val" in error.found
+    assert "no other must validate on" in error.remedy
+    assert (warning.level, warning.split, warning.file) == ("warning", "streets train, lines train", "streets/rgb/01.png")
+    assert [title for title, _ in found.pairs[0].pictures] in (
+        ["streets train 00", "lines val 03"],
+        ["streets train 01", "lines train 01"],
+    )
+    assert [(split.name, split.images) for split in found.splits] == [
+        (f"{name} {split.name}", split.images) for name in each for split in each[name].splits
+    ]
+
+
+def test_collections_that_share_no_image_have_nothing_between_them(sharing):
+    assert across(checked(sharing, splits=["val"])).problems == []
+    assert across({"streets": checked(sharing)["streets"]}).problems == []
+
+
+def two_trees(sharing, **collection):
+    """The recipe that joins both trees, the second as said."""
+    collections = {name: {"description": f"{name}.yaml"} for name in ("streets", "lines")}
+    collections["lines"] |= collection
+    recipe = {"name": "two", "data": {"reader": "joined", "size": [32, 32], "collections": collections}}
+    recipe |= {"tasks": {"semseg": {"classes": 3}, "edges": {}}, "networks": {"joined": {"decoder": "shared"}}}
+    (sharing / "two.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return sharing / "two.yaml"
+
+
+def test_images_that_a_collection_is_without_are_not_read_nor_checked(sharing, capsys):
+    (sharing / "lines/edges/01.png").write_bytes(b"no picture")
+    recipe = load_recipe(two_trees(sharing, without=["01", "03"]))
+    read = {split: joined_reader(recipe, split).ids for split in ("train", "val")}
+    assert read["train"] == ["streets/00", "streets/01", "streets/02", "lines/00"]
+    assert read["val"] == ["streets/03", "streets/04", "lines/02"]
+    main(["data", "check", str(sharing / "two.yaml"), "--processes", "1"])
+    assert "Nothing wrong in 7 images" in capsys.readouterr().out.partition("\nlines\n")[2].partition("\nbetween")[2]
+
+
+@pytest.mark.parametrize(
+    ("without", "said"),
+    [
+        (["04"], "data.collections.lines.without: no split has an image '04'"),
+        (["00", "01"], "data.collections.lines.without leaves no image to 'train'"),
+    ],
+)
+def test_being_without_images_that_are_not_there_or_all_that_are_is_refused(sharing, without, said):
+    with pytest.raises(MultidenseError) as error:
+        joined_reader(load_recipe(two_trees(sharing, without=without)), "train")
+    assert said in str(error.value)
+
+
+def test_the_command_fails_where_only_the_collections_together_are_wrong(sharing, capsys):
+    page = sharing / "check.html"
+    with pytest.raises(SystemExit) as stopped:
+        main(["data", "check", str(two_trees(sharing)), "--processes", "1", "--out", str(page)])
+    assert stopped.value.code == 1
+    said = capsys.readouterr().out.partition("\nbetween the collections\n")[2]
+    assert "1 error and 1 warning in 9 images" in said
+    shown = (sharing / "check-between-the-collections.html").read_text()
+    assert shown.count("<img") == 4
+    assert "labelled images" not in shown
 
 
 def test_a_folder_is_a_collection_like_any_other(trees):

@@ -75,13 +75,7 @@ def text(findings: Any) -> str:
         lines += [*_wrapped(f"→ {each.remedy}", "  "), ""]
     for split in findings.splits:
         lines += _wrapped(f"{split.name}: {split.images} images; height×width {sizes(split)}", "")
-    rows = [["split", "task", "labelled", "valid", "values", "of the valid pixels"]]
-    for each in findings.summaries:
-        told = (each.split, each.task, f"{each.labelled} of {each.images}", valid(each), extent(each))
-        rows.append([*told, ", ".join(f"{kind} {percent(share)}" for kind, share in largest(each)[:3])])
-    widths = [max(len(row[place]) for row in rows) for place in range(5)]
-    lines += ["", *("  ".join([*map(str.ljust, row, widths), row[5]]).rstrip() for row in rows), "", verdict(findings)]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_table(findings.summaries), verdict(findings)])
 
 
 def write_page(findings: Any, place: Path) -> None:
@@ -152,6 +146,18 @@ def _bars(summaries: Sequence[Any]) -> list[tuple[str, list[tuple[str, float, st
 
 def _addresses(shown: Any) -> tuple[str, list[tuple[str, str, int]]]:
     return shown.name, [(title, data_url(picture), picture.shape[1]) for title, picture in shown.pictures]
+
+
+def _table(summaries: Sequence[Any]) -> list[str]:
+    """Lines of a table of what there is, and an empty one after it; none where there is nothing."""
+    if not summaries:
+        return []
+    rows = [["split", "task", "labelled", "valid", "values", "of the valid pixels"]]
+    for each in summaries:
+        told = (each.split, each.task, f"{each.labelled} of {each.images}", valid(each), extent(each))
+        rows.append([*told, ", ".join(f"{kind} {percent(share)}" for kind, share in largest(each)[:3])])
+    widths = [max(len(row[place]) for row in rows) for place in range(5)]
+    return [*("  ".join([*map(str.ljust, row, widths), row[5]]).rstrip() for row in rows), ""]
 
 
 def _wrapped(line: str, before: str) -> list[str]:

@@ -49,7 +49,7 @@ def data_check(arguments: list[str]) -> None:
         print(*([f"\n{name}\n"] if name else []), check_page.text(found), sep="\n")
         if options.out:
             page = Path(options.out)
-            page = page.with_stem(f"{page.stem}-{name}") if name else page
+            page = page.with_stem(f"{page.stem}-{name.replace(' ', '-')}") if name else page
             check_page.write_page(found, page)
             print(page)
         errors += found.errors
@@ -58,7 +58,9 @@ def data_check(arguments: list[str]) -> None:
 
 
 def _checked(options: argparse.Namespace):
-    """What a check of a benchmark's copy, or of described files, finds; of joined collections of each, after its name."""
+    """What a check of a benchmark's copy, or of described files, finds; of joined collections of each, after its name, and
+    between them.
+    """
     from multidense.config import is_recipe, load_recipe
     from multidense.data.benchmarks import BENCHMARKS
     from multidense.progress import reporter
@@ -94,15 +96,22 @@ def _checked(options: argparse.Namespace):
 
 
 def _checked_collections(recipe, options: argparse.Namespace, near: float):
-    """What the check of each collection finds, by its name; that they fit together is looked at first."""
+    """What the check of each collection finds, by its name, and what all of them show together; that they fit together is
+    looked at first.
+    """
+    from multidense.data.across import across
     from multidense.data.check import check
     from multidense.joining import checked_descriptions, joined_reader
     from multidense.progress import reporter
 
     recipe = replace(recipe, data=replace(recipe.data, root=options.root or recipe.data.root))
     joined_reader(recipe, "train")
-    for name, description, tasks, root in checked_descriptions(recipe):
-        yield name, check(description, options.splits, tasks, root, options.processes, near, reporter())
+    found = {}
+    for name, what in checked_descriptions(recipe):
+        found[name] = check(**what, splits=options.splits, processes=options.processes, near=near, reporter=reporter())
+        yield name, found[name]
+    together = across(found, near)
+    yield together.name, together
 
 
 def data_convert(arguments: list[str]) -> None:

@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from multidense.data.description import read_description
+from multidense.data.description import read_description, read_splits
 from multidense.data.folder import Folder
 from multidense.data.joined import Joined, check_agreement, check_sampling
 from multidense.data.reader import Reader
@@ -33,6 +33,7 @@ class Collection:
         train: how many training images, evenly spread; left out, all.
         val: how many validation images, evenly spread; left out, all.
         tasks: the tasks to read; left out, those of the recipe's that are described.
+        without: ids of images that are not read, of any split; such as those that another collection has too.
     """
 
     description: str
@@ -40,6 +41,7 @@ class Collection:
     train: int | None = None
     val: int | None = None
     tasks: list[str] | None = None
+    without: list[str] | None = None
 
 
 def check_collections(recipe: Recipe) -> None:
@@ -131,12 +133,31 @@ def joined_reader(recipe: Recipe, split: str) -> Joined:
     for name, collection in recipe.data.collections.items():
         chosen = [tasks[task] for task in wanted[name]]
         reader = Folder(collection.description, split, chosen, size=recipe.data.size, root=root_of(recipe, name))
-        limit = getattr(collection, split, None)
-        readers[name] = Subset(reader, evenly(len(reader), limit)) if limit else reader
+        readers[name] = _read_of(recipe, name, reader)
     lacking = [task for task in tasks if not any(task in names for names in wanted.values())]
     if lacking:
         raise MultidenseError(f"tasks: no collection labels {', '.join(lacking)}; take it out, or add one that does")
     return Joined(readers, recipe.data.sampling)
+
+
+def _read_of(recipe: Recipe, name: str, reader: Folder) -> Reader:
+    """The images of a collection's split that are read: not those it is `without`, and of the others as many as it says."""
+    collection, key = recipe.data.collections[name], f"data.collections.{name}.without"
+    kept: Reader = reader
+    if collection.without:
+        described = read_splits(read_description(collection.description)[0]).data
+        known = {one for split in described for one in Folder(collection.description, str(split), (), root=reader.root).ids}
+        for one in collection.without:
+            if one not in known:
+                raise MultidenseError(
+                    f"{key}: no split has an image {one!r}{nearest(one, sorted(known))}. Write ids as they stand in the "
+                    "splits, those of digits in quotation marks"
+                )
+        kept = Subset(reader, [index for index, one in enumerate(reader.ids) if one not in collection.without])
+        if not len(kept):
+            raise MultidenseError(f"{key} leaves no image to '{reader.split}'; take out the collection instead")
+    wanted = {"train": collection.train, "val": collection.val}.get(reader.split)
+    return Subset(kept, evenly(len(kept), wanted)) if wanted else kept
 
 
 def of_collections(reader: Reader, named: Sequence[str] | None) -> Reader:
@@ -159,9 +180,17 @@ def check_labelled(recipe: Recipe, network: str, shown: Reader) -> None:
         )
 
 
-def checked_descriptions(recipe: Recipe) -> Iterator[tuple[str, str, list, str | None]]:
-    """Of each collection its name, description, the tasks to check and the root."""
+def checked_descriptions(recipe: Recipe) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of each collection its name, and what of it a check looks at: description, tasks, root, images left out."""
     for name, collection in recipe.data.collections.items():
         described = read_description(collection.description)[0].section("tasks").data
         names = described if collection.tasks is None else collection.tasks
-        yield name, collection.description, [one for one in recipe.task_objects() if one.name in names], root_of(recipe, name)
+        yield (
+            name,
+            {
+                "description": collection.description,
+                "tasks": [one for one in recipe.task_objects() if one.name in names],
+                "root": root_of(recipe, name),
+                "without": collection.without or (),
+            },
+        )

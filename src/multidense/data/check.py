@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 
 from multidense.data.description import ids_of_files, read_description, read_ids, read_splits
 from multidense.data.duplicates import NEAR, near_pairs
@@ -64,8 +65,21 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Seen:
+    """A split's images as they are compared with others: where to read them again, and a sketch of each."""
+
+    reader: Folder
+    sketches: Sequence[Float[np.ndarray, " n"] | None]
+
+    def file(self, index: int) -> str:
+        return short(self.reader, self.reader.file(self.reader.ids[index]))
+
+
+@dataclass(frozen=True)
 class Findings:
-    """All that a check found, in an order that does not depend on the number of processes."""
+    """All that a check found, in an order that does not depend on the number of processes. `seen`, by split, is what other
+    collections are compared with (`multidense.data.across`).
+    """
 
     name: str
     splits: Sequence[Split]
@@ -73,6 +87,7 @@ class Findings:
     problems: Sequence[Problem]
     samples: Sequence[Shown]
     pairs: Sequence[Shown]
+    seen: Mapping[str, Seen] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def errors(self) -> int:
@@ -87,13 +102,15 @@ def check(
     processes: int | None = None,
     near: float = NEAR,
     reporter: Reporter = silent,
+    without: Sequence[str] = (),
 ) -> Findings:
     """Read all images and labels that a description names, at their own size, and tell what is wrong with them.
 
     `splits`, `tasks`: only these; `root`: where the files are. `processes` read side by side; by default as many as there are
     cores and the images are worth (in a script, put such a call under `if __name__ == "__main__":`). `near`: likeness from
-    which on images of two splits are near-duplicates (`multidense.data.duplicates`); 1 leaves only equal ones. A mistake in the
-    description itself is a MultidenseError; whatever is wrong with files is in the findings.
+    which on images of two splits are near-duplicates (`multidense.data.duplicates`); 1 leaves only equal ones. Of images
+    `without` nothing is read or told. A mistake in the description itself is a MultidenseError; whatever is wrong with files is
+    in the findings.
     """
     if not 0 < near <= 1:
         raise MultidenseError(f"near should be a likeness above 0, at most 1, found {near}")
@@ -105,6 +122,7 @@ def check(
                 raise MultidenseError(f"expected splits out of {', '.join(described)}, found '{name}'")
         probe = Folder(description, "", tasks, root=root, ids=())
         ids, problems = _ids(description, probe, described)
+        ids = {name: [one for one in each if one not in without] for name, each in ids.items()}
         readers = {
             name: Folder(description, name, tasks, root=root, cache=False, ids=ids[name])
             for name in (splits or described)
@@ -116,9 +134,10 @@ def check(
         problems += [problem for look in looks[name] for problem in look.problems]
         problems += _unlabelled(reader, name, readers)
     summaries = [_summary(reader, task, looks[name]) for name, reader in readers.items() for task in reader.encodings]
-    alike, pairs = _near_duplicates(readers, looks, near)
+    seen = {name: Seen(reader, [look.sketch for look in looks[name]]) for name, reader in readers.items()}
+    alike, pairs = _near_duplicates(seen, near)
     problems += [*_strange_palettes(readers, looks), *_in_two_splits(readers), *alike]
-    problems += [*_left_over(probe, ids, {one.id for one in problems}), *_rare_classes(probe, summaries)]
+    problems += [*_left_over(probe, ids, {one.id for one in problems}.union(without)), *_rare_classes(probe, summaries)]
     problems = list(dict.fromkeys(problems))
     return Findings(
         probe.name,
@@ -127,7 +146,20 @@ def check(
         [one for level in ("error", "warning") for one in problems if one.level == level],
         [shown for each in looks.values() for look in each if (shown := look.shown)],
         pairs,
+        seen,
     )
+
+
+def most_alike(places: Sequence[tuple[float, tuple[Seen, int, str], tuple[Seen, int, str]]]) -> list[Shown]:
+    """Of pairs (likeness, image, image), an image being (where, index, title), the most alike as pictures."""
+    pairs = []
+    for alike, *both in sorted(places, key=lambda place: -place[0])[: 2 * SHOWN]:
+        pictures = [
+            (f"{title} {seen.reader.ids[index]}", small(seen.reader.read_image(index)["image"].transpose(1, 2, 0)))
+            for seen, index, title in both
+        ]
+        pairs.append(Shown(f"likeness {alike:.3f}", pictures))
+    return pairs
 
 
 # One image and its labels, in any process -----------------------------------------------------------------------------
@@ -248,25 +280,19 @@ def _in_two_splits(readers: Mapping[str, Folder]) -> Iterator[Problem]:
             yield Problem("error", f"{one}, {other}", image, "", short(first, first.file(image)), found, remedy)
 
 
-def _near_duplicates(
-    readers: Mapping[str, Folder], looks: Mapping[str, Sequence[Look]], near: float
-) -> tuple[list[Problem], list[Shown]]:
+def _near_duplicates(seen: Mapping[str, Seen], near: float) -> tuple[list[Problem], list[Shown]]:
     """Images of two splits that show nearly the same, and the most alike of them as pictures."""
     problems, places = [], []
-    for (one, first), (other, second) in combinations(readers.items(), 2):
-        for i, j, alike in near_pairs([look.sketch for look in looks[one]], [look.sketch for look in looks[other]], near):
-            if first.ids[i] == second.ids[j]:
+    for (one, first), (other, second) in combinations(seen.items(), 2):
+        for i, j, alike in near_pairs(first.sketches, second.sketches, near):
+            if first.reader.ids[i] == second.reader.ids[j]:
                 continue
-            file, twin = short(first, first.file(first.ids[i])), short(second, second.file(second.ids[j]))
+            file, twin = first.file(i), second.file(j)
             found = f"images of two splits are nearly the same: {file} in {one}, {twin} in {other} (likeness {alike:.3f})"
             remedy = "Keep both in one split: what is trained on must not be validated on."
-            problems.append(Problem("error", f"{one}, {other}", first.ids[i], "", file, found, remedy))
-            places.append((alike, (first, i, f"{one} {first.ids[i]}"), (second, j, f"{other} {second.ids[j]}")))
-    pairs = []
-    for alike, *both in sorted(places, key=lambda place: -place[0])[: 2 * SHOWN]:
-        pictures = [(title, small(reader.read_image(index)["image"].transpose(1, 2, 0))) for reader, index, title in both]
-        pairs.append(Shown(f"likeness {alike:.3f}", pictures))
-    return problems, pairs
+            problems.append(Problem("error", f"{one}, {other}", first.reader.ids[i], "", file, found, remedy))
+            places.append((alike, (first, i, one), (second, j, other)))
+    return problems, most_alike(places)
 
 
 def _left_over(probe: Folder, ids: Mapping[str, Sequence[str]], told: set[str]) -> Iterator[Problem]:
@@ -281,7 +307,7 @@ def _left_over(probe: Folder, ids: Mapping[str, Sequence[str]], told: set[str]) 
             if (file := pattern.replace("{id}", one)) not in claimed:
                 remedy = "Add the image, correct the file's name, or delete it."
                 yield Problem("warning", "", one, task, file, "the label belongs to no image", remedy)
-    in_splits = {one for each in ids.values() for one in each}
+    in_splits = told.union(one for each in ids.values() for one in each)
     for one in images:
         if one not in in_splits and (file := probe.images.replace("{id}", one)) not in labels:
             yield Problem("warning", "", one, "", file, "the image is in no split", "Add its id to a split, or let it be.")

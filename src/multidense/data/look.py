@@ -21,7 +21,7 @@ from multidense.types import MultidenseError
 LARGEST = 192
 """Pixels of the longer side of a picture that is kept."""
 
-Picture = UInt8[np.ndarray, "h w 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]  # of pictures that stand together each has a size of its own
 
 
 @dataclass(frozen=True)
