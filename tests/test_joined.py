@@ -637,10 +637,10 @@ def test_an_image_trained_on_in_one_collection_and_validated_on_in_another_is_an
     assert "streets/rgb/00.png in train, lines/rgb/03.png in val" in error.found
     assert "no other must validate on" in error.remedy
     assert (warning.level, warning.split, warning.file) == ("warning", "streets train, lines train", "streets/rgb/01.png")
-    assert [title for title, _ in found.pairs[0].pictures] in (
+    assert [[title for title, _ in pair.pictures] for pair in found.pairs] == [
         ["streets train 00", "lines val 03"],
         ["streets train 01", "lines train 01"],
-    )
+    ]
     assert [(split.name, split.images) for split in found.splits] == [
         (f"{name} {split.name}", split.images) for name in each for split in each[name].splits
     ]

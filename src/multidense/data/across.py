@@ -14,7 +14,7 @@ from multidense.data.check import Findings, most_alike
 from multidense.data.duplicates import NEAR, near_pairs
 from multidense.data.look import Problem
 
-LEAK = "Take it out of one of them: what one collection trains on, no other must validate on."
+LEAK = "Take it out of one of them, by `without` in the recipe: what one collection trains on, no other must validate on."
 TWICE = "It counts as two images; described once, with the labels of both, it teaches more."
 
 
@@ -22,7 +22,8 @@ def across(found: Mapping[str, Findings], near: float = NEAR) -> Findings:
     """What is wrong with collections together, from what was found in each: an image trained on in one and validated on in
     another is an error, one that two have in splits of the same name a warning. Splits are named `collection split`.
     """
-    problems, places = [], []
+    problems: dict[str, list[Problem]] = {"error": [], "warning": []}
+    places: dict[str, list] = {"error": [], "warning": []}
     for (one, ours), (other, theirs) in combinations(found.items(), 2):
         for (split, first), (beside, second) in product(ours.seen.items(), theirs.seen.items()):
             level, remedy = ("warning", TWICE) if split == beside else ("error", LEAK)
@@ -30,13 +31,13 @@ def across(found: Mapping[str, Findings], near: float = NEAR) -> Findings:
                 file, twin = f"{one}/{first.file(i)}", f"{other}/{second.file(j)}"
                 said = f"two collections have nearly the same image: {file} in {split}, {twin} in {beside}"
                 where, likeness = f"{one} {split}, {other} {beside}", f" (likeness {alike:.3f})"
-                problems.append(Problem(level, where, first.reader.ids[i], "", file, said + likeness, remedy))
-                places.append((alike, (first, i, f"{one} {split}"), (second, j, f"{other} {beside}")))
+                problems[level].append(Problem(level, where, first.reader.ids[i], "", file, said + likeness, remedy))
+                places[level].append((alike, (first, i, f"{one} {split}"), (second, j, f"{other} {beside}")))
     return Findings(
         "between the collections",
         [replace(split, name=f"{one} {split.name}") for one, findings in found.items() for split in findings.splits],
         summaries=(),
-        problems=[one for level in ("error", "warning") for one in problems if one.level == level],
+        problems=[*problems["error"], *problems["warning"]],
         samples=(),
-        pairs=most_alike(places),
+        pairs=[*most_alike(places["error"]), *most_alike(places["warning"])],
     )
