@@ -28,7 +28,7 @@ LAYERS = {
     "telling": "results report curves tables quality_figures token_figures check_page published paper_table comparison_table "
     "comparison_plot collection_tables",
     "surface": "config recipe run jobs child comparison compare_command cli command_words data_command "
-    "scoring_command joining recipes __init__ __main__",
+    "scoring_command joining sources recipes __init__ __main__",
 }
 MAY_IMPORT = {
     "ground": {"ground"},

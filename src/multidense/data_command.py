@@ -191,7 +191,8 @@ def _reader(options: argparse.Namespace):
     from multidense.config import is_recipe, load_recipe
     from multidense.data import Folder, Rooms
     from multidense.data.benchmarks import BENCHMARKS
-    from multidense.run import Run, reader_of
+    from multidense.run import Run
+    from multidense.sources import reader_of
     from multidense.tasks import Depth, Edges, HumanParts, Normals, Saliency, SemanticSegmentation
     from multidense.types import MultidenseError
 

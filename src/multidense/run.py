@@ -21,19 +21,20 @@ from multidense import evaluation
 from multidense.checkpoint import State, differences
 from multidense.config import load_recipe
 from multidense.curves import read_history
-from multidense.data import Folder, Reader, Rooms, partial
+from multidense.data import Reader, partial
 from multidense.data.joined import Listed, spread
-from multidense.data.subset import Subset, Tasks, evenly
+from multidense.data.subset import Subset, Tasks
 from multidense.discovery import discover
 from multidense.files import read_json, write_json
 from multidense.jobs import Job, places, plan, work_off
-from multidense.joining import check_labelled, joined_reader, of_collections
+from multidense.joining import check_labelled, of_collections
 from multidense.models.multitask import MultiTask, build_model, load_model
 from multidense.progress import Reporter, silent
 from multidense.quality import judge, on_training_images
 from multidense.recipe import Recipe
 from multidense.report import write_report
 from multidense.results import Results, delta_mtl, other_rules
+from multidense.sources import reader_of
 from multidense.store import MANIFEST, Discovered
 from multidense.tokens import write_tokens
 from multidense.train import INITIAL_WEIGHTS, fit
@@ -360,26 +361,6 @@ def do(job: Job, reporter: Reporter = silent) -> None:
         run.find(job.teacher, job.network, reporter)
     else:
         run.train_network(job.network, reporter)
-
-
-def reader_of(recipe: Recipe, split: str) -> Reader:
-    """One split of a recipe's data, with all its labels."""
-    data, tasks, wanted = recipe.data, recipe.task_objects(), getattr(recipe.data, split, None)
-    if data.reader == "rooms":
-        return Rooms(tasks, split, size=data.size or (48, 64), length=wanted, seed=data.seed, cache=data.cache)
-    if data.reader == "joined":
-        reader = joined_reader(recipe, split)
-    elif data.reader == "folder":
-        reader = Folder(data.description, split, tasks=tasks, size=data.size, root=data.root)
-    elif data.root is None:
-        raise MultidenseError(
-            f"the data set {data.reader} has to be told where it lies: --root DIR, or data.root in the recipe"
-        )
-    else:
-        from multidense.data.benchmarks import BENCHMARKS  # they read formats that nothing else needs
-
-        reader = BENCHMARKS[data.reader](data.root, split, tasks, size=data.size, layout=data.layout, **data.options)
-    return Subset(reader, evenly(len(reader), wanted)) if wanted else reader
 
 
 def _same(before: Recipe, now: Recipe, begun: Collection[str], folder: Path) -> None:
