@@ -96,6 +96,14 @@ def test_a_task_weighs_what_it_says_on_labels_and_discovered_labels_alike(output
     assert total.item() == pytest.approx((math.log(3) + 3 * 1 / 2 + 3 * 4 / 2) / 2)
 
 
+def test_auxiliary_logits_add_the_losses_of_labels_and_discovered_ones_by_their_weight(outputs, batch):
+    early = replace(outputs, auxiliary={"semseg": [outputs.logits["semseg"]] * 2, "depth": []})
+    without = plain_total(Objective(features=0), outputs, batch).item()
+    for weight in (0.0, 0.5, 1.0):
+        total = plain_total(Objective(features=0, auxiliary=weight), early, batch)
+        assert total.item() == pytest.approx(without + weight * 2 * math.log(3) / 2)
+
+
 @pytest.mark.parametrize("term", ["labelled", "discovered", "features"])
 def test_a_weight_changes_the_gradient_and_zero_takes_the_term_out(term, outputs, batch):
     once, twice, never = (gradients(Objective(**{term: weight}), outputs, batch) for weight in (1.0, 2.0, 0.0))

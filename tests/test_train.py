@@ -13,6 +13,7 @@ import torch
 import multidense as md
 from multidense.checkpoint import State
 from multidense.data import Augment, Reader, Rooms, Wrapped, partial
+from multidense.files import read_json, write_json
 from multidense.models.multitask import weights_hash
 from multidense.progress import Reporter
 from multidense.train import Training, fit, settle
@@ -153,6 +154,19 @@ def test_a_finished_training_is_read_back(rooms, tmp_path):
     trained = fit(network("shared"), rooms, epochs=1, out=tmp_path)
     again = fit(network("shared", seed=9), rooms, epochs=1, out=tmp_path, resume=True)
     assert weights_hash(again) == weights_hash(trained)
+
+
+def test_a_training_of_an_older_version_is_read_back_where_settings_have_come_since(rooms, tmp_path):
+    trained = fit(network("shared"), rooms, epochs=1, out=tmp_path)
+    told = read_json(tmp_path / "training.json")
+    del told["training"]["precise_bn"], told["training"]["objective"]["auxiliary"]
+    write_json(tmp_path / "training.json", told)
+    again = fit(network("shared", seed=9), rooms, epochs=1, out=tmp_path, resume=True)
+    assert weights_hash(again) == weights_hash(trained)
+    told["training"]["objective"]["features"] = 0.5
+    write_json(tmp_path / "training.json", told)
+    with pytest.raises(md.MultidenseError, match=r"objective\.features was 0\.5, is now 1\.0"):
+        fit(network("shared"), rooms, epochs=1, out=tmp_path, resume=True)
 
 
 def test_a_damaged_checkpoint_is_named(rooms, tmp_path):

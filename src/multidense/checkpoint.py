@@ -184,7 +184,7 @@ def finished(folder: Path, request: dict, resume: bool, defaults: Mapping[str, M
     if not begun or not (folder / "training.json").exists():
         return False
     before = read_json(folder / "training.json")
-    before |= {key: plain(dict(defaults[key])) | before[key] for key in defaults if isinstance(before.get(key), dict)}
+    before |= {key: _grown(before[key], plain(dict(defaults[key]))) for key in defaults if isinstance(before.get(key), dict)}
     different = list(differences(before, plain(request)))
     if different:
         raise MultidenseError(
@@ -194,6 +194,12 @@ def finished(folder: Path, request: dict, resume: bool, defaults: Mapping[str, M
     if not resume:
         raise MultidenseError(f"{folder} holds this training already: resume it, choose another folder, or delete this one")
     return (folder / "model").exists()
+
+
+def _grown(before: dict, defaults: Mapping) -> dict:
+    """Settings with the defaults of those that were not known yet, at any depth."""
+    both = {key for key in before if isinstance(before[key], dict) and isinstance(defaults.get(key), dict)}
+    return {**defaults, **before, **{key: _grown(before[key], defaults[key]) for key in both}}
 
 
 def differences(before, now, path: str = "") -> Iterator[str]:

@@ -31,20 +31,23 @@ balancing weighs; "auxiliary", "discovered_auxiliary" (of auxiliary logits) and 
 
 @dataclass(frozen=True)
 class Objective:
-    """Weights of the three terms. 0 leaves a term out: `features=0` with discovered labels is the naive pseudo-label baseline.
+    """Weights of the three terms, and of auxiliary logits. 0 leaves a term out: `features=0` with discovered labels is the
+    naive pseudo-label baseline.
 
     Args:
         labelled: weight of L_s, the loss on the labels there are.
         discovered: weight of L_p, the loss on discovered labels.
         features: weight of L_f, the squared distance to the first-stage network's task features.
+        auxiliary: weight of the losses of auxiliary logits, which are added up, over those of the final ones.
     """
 
     labelled: float = 1.0
     discovered: float = 1.0
     features: float = 1.0
+    auxiliary: float = 1.0
 
     def __post_init__(self):
-        for name in ("labelled", "discovered", "features"):
+        for name in ("labelled", "discovered", "features", "auxiliary"):
             if getattr(self, name) < 0:
                 raise ValueError(f"objective.{name} must not be negative, found {getattr(self, name)}")
 
@@ -54,8 +57,8 @@ class Objective:
         return {
             "labelled": self.labelled,
             "discovered": self.discovered,
-            "auxiliary": self.labelled,
-            "discovered_auxiliary": self.discovered,
+            "auxiliary": self.labelled * self.auxiliary,
+            "discovered_auxiliary": self.discovered * self.auxiliary,
             "features": self.features,
         }
 

@@ -16,8 +16,9 @@ Settled here, or different:
   (inferred; the release has three tasks).
 - The affinity of all pixels with all pixels is computed, and backward, without ever being stored: `coherent`.
 - An initial prediction is made from A_t, as in the paper's figure (`supervise_initial`; the release has none). It and those of
-  the first two refinements are auxiliary logits: the objective supervises them by the task's own loss and adds them up, and no
-  balancer weighs them. The release averages a task's two, and supervises those of normals by the loss of depth, by mistake.
+  the first two refinements are auxiliary logits: the objective supervises them by the task's own loss and adds them up, times
+  its weight `auxiliary`, and no balancer weighs them. The release averages a task's two, and supervises those of normals by the
+  loss of depth, by mistake.
 - All tasks have the same head; the release has another for depth. The last refinement passes nothing on, hence has no layer
   for it. A CBAM has at least eight hidden units, so that in narrow networks some stay alive.
 """
