@@ -235,6 +235,14 @@ def test_lps_has_a_lower_limit():
     assert method.told()["one"] == 0.25
 
 
+def test_lps_has_an_upper_limit_where_one_is_given():
+    free, limited = balancer("lps"), balancer("lps", max_weight=5.0)
+    for method in (free, limited):
+        method.epoch_end({"one": 0.02, "two": 1.0, "three": 1.0})
+    assert free.told()["one"] > 40
+    assert dict(limited.told()) == {**free.told(), "one": 5.0}
+
+
 # Every method
 
 
@@ -397,6 +405,7 @@ def test_weights_of_features_need_a_method_that_has_weights():
         ({"method": "gradnorm", "options": {"alpha": "much"}}, "alpha of gradnorm should be a number, found 'much'"),
         ({"method": "dwa", "options": {"temperature": 0.0}}, "temperature must be positive"),
         ({"method": "lps", "options": {"kappa": -1.0}}, "must not be negative"),
+        ({"method": "lps", "options": {"max_weight": 0.5}}, "max_weight must be at least 1"),
         ({"method": "mgda", "options": {"on": "tokens"}}, "'parameters' or 'features', found 'tokens'"),
         ({"method": "fixed", "options": {"alpha": 1.0}}, "it has none"),
     ],

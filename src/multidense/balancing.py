@@ -267,13 +267,17 @@ class LPS(Balancer):
     Args:
         kappa: κ, how far weights are spread: 7.5 on NYUv2, 1.6 on PASCAL-Context.
         min_weight: no weight falls below it.
+        max_weight: nor rises above it (no limit is described). In the second epoch a task whose loss is small by nature, such
+            as edges, may get 40 and more, and Adam's second moment remembers such gradients for a thousand steps.
     """
 
-    def __init__(self, tasks: Sequence[str], kappa: float = 7.5, min_weight: float = 0.05):
+    def __init__(self, tasks: Sequence[str], kappa: float = 7.5, min_weight: float = 0.05, max_weight: float = math.inf):
         super().__init__(tasks)
         if kappa < 0 or min_weight < 0:
             raise ValueError(f"kappa and min_weight must not be negative, found {kappa} and {min_weight}")
-        self.kappa, self.min_weight = kappa, min_weight
+        if max_weight < max(1, min_weight):
+            raise ValueError(f"max_weight must be at least 1, with which all begin, and min_weight, found {max_weight}")
+        self.kappa, self.least, self.most = kappa, min_weight, max_weight
         self.memory = {"weight": dict.fromkeys(tasks, 1.0), "last": {}}
 
     def total(self, losses: Losses, trunk: Trunk) -> Tensor:
@@ -288,10 +292,13 @@ class LPS(Balancer):
             ratio = {name: now[name] / last[name] / max(fell, EPSILON) for name in again}
             middle = sum(ratio.values()) / len(ratio)
             for name in again:
-                weight[name] = max(self.min_weight, middle + self.kappa * (ratio[name] - middle))
+                weight[name] = self._limited(middle + self.kappa * (ratio[name] - middle))
         for name in fresh:
-            weight[name] = max(self.min_weight, sum(now.values()) / max(now[name], EPSILON))
+            weight[name] = self._limited(sum(now.values()) / max(now[name], EPSILON))
         last |= now
+
+    def _limited(self, weight: float) -> float:
+        return min(max(weight, self.least), self.most)
 
     def told(self) -> Mapping[str, float]:
         return self.memory["weight"]
